@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Installs dit_jax into .venv and runs the tests: launch/test.sh [--all] [pytest arguments].
+# --all adds parity with torch and diffusers, wide shapes, and a smoke run on Python 3.12.
+set -euo pipefail
+EXTRAS=demo,dev
+WORKERS=2
+PYTHONS_312=(python3.12 "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.12*/bin/python)
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
+source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
+
+smoke() { # every module and the innermost room, on another Python
+  install .venv/py312 "$EXTRAS" "$1"
+  "$python" -m pytest -q tests/test_imports.py tests/core
+}
+
+all=
+for arg in "$@"; do
+  if [ "$arg" = --all ]; then all=yes; fi
+done
+
+install .venv "$EXTRAS" "${PYTHONS[@]}"
+"$python" -m ruff check
+"$python" -m ruff format --check
+if [ "$all" ]; then
+  install .venv "$EXTRAS,parity" "${PYTHONS[@]}"
+  # torch-fidelity brings torchvision, whose wheel may be of another torch build than the CPU one:
+  # then it cannot be imported, and diffusers, which tries to, cannot either.
+  "$python" -c "import torchvision" 2> /dev/null || "$python" -m pip uninstall -qqy torchvision
+  if python312=$(find_python "${PYTHONS_312[@]}"); then
+    (smoke "$python312")
+  else
+    echo "Found no Python 3.12: the smoke run on it is left out"
+  fi
+fi
+# One file's tests share a process, so that they share what it compiled.
+"$python" -m pytest -n "$WORKERS" --dist=loadfile -rs "$@"
