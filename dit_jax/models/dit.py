@@ -1,0 +1,89 @@
+"""Diffusion transformer on a dense latent grid (DiT, Peebles and Xie, arXiv 2212.09748)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from einops import rearrange
+
+from dit_jax.core.errors import UserError
+from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.nn.adaln import FinalLayer
+from dit_jax.nn.attention import check_heads
+from dit_jax.nn.block import Blocks, check_remat
+from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
+from dit_jax.nn.label import LabelEmbedder
+
+SIZES = {  # depth, width, heads: DiT paper, Table 1
+  "S": (12, 384, 6),
+  "B": (12, 768, 12),
+  "L": (24, 1024, 16),
+  "XL": (28, 1152, 16),
+  "XL9": (28, 1152, 9),  # ours: XL with heads of 128, which fill a matrix unit; 72 does not
+}
+
+
+def decode_variant(variant: str) -> dict[str, int]:
+  """The fields of a preset: "XL/2" -> depth=28, width=1152, num_heads=16, patch=2.
+
+  Raises:
+    UserError: the name is not SIZE/PATCH with a size of SIZES.
+  """
+  size, _, patch = variant.partition("/")
+  if size not in SIZES or not patch.isdigit() or int(patch) < 1:
+    raise UserError(f"Unknown {variant=}; expected SIZE/PATCH with SIZE in {sorted(SIZES)}.")
+  depth, width, num_heads = SIZES[size]
+  return dict(depth=depth, width=width, num_heads=num_heads, patch=int(patch))
+
+
+class DiT(nn.Module):
+  """Predicts the noise (or another target) of a noisy latent grid.
+
+  The position table is learned and starts as DiT's fixed sine-cosine one.
+
+  Attributes:
+    grid: cells of the latent grid, (h, w).
+    num_classes: labels are 0 .. num_classes, the last one meaning "no class".
+    learn_sigma: the output has 2 z_channels, prediction then variance logits.
+    remat: see nn.block.Blocks.
+    dtype: of the computation; parameters, norms, softmax and the output are float32.
+  """
+
+  depth: int
+  width: int
+  num_heads: int
+  patch: int
+  grid: tuple[int, int]
+  z_channels: int = 4
+  num_classes: int = 0
+  learn_sigma: bool = True
+  qk_norm: bool = False
+  remat: str = "none"
+  dtype: DTypeLike = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_heads(self.width, self.num_heads)
+    check_remat(self.remat)
+    if self.grid[0] % self.patch or self.grid[1] % self.patch:
+      raise UserError(
+        f"The latent grid {self.grid} must be a multiple of patch={self.patch} on both sides; "
+        "change the image size or the patch."
+      )
+
+  @nn.compact
+  def __call__(
+    self, z: Float[Array, "b h w c"], t_model: Float[Array, " b"], label: Int[Array, " b"]
+  ) -> Float[Array, "b h w o"]:
+    """Raw output for latents z at model time t_model (0 .. 1000) under the labels."""
+    assert z.shape[1:] == (*self.grid, self.z_channels), (z.shape, self.grid, self.z_channels)
+    p, dtype = self.patch, self.dtype
+    rows, cols = self.grid[0] // p, self.grid[1] // p
+    x = PatchEmbed(p, self.width, dtype, name="patch_embed")(z)
+    x = x + PositionTable(rows, cols, self.width, dtype, name="position")()
+    c = TimestepEmbedder(self.width, dtype=dtype, name="time")(t_model)
+    c = c + LabelEmbedder(self.num_classes, self.width, dtype, name="label")(label)
+    x = Blocks(
+      self.depth, self.width, self.num_heads, self.qk_norm, self.remat, dtype, name="blocks"
+    )(x, c)
+    channels = self.z_channels * (2 if self.learn_sigma else 1)
+    x = FinalLayer(p * p * channels, dtype, name="final")(x, c)
+    return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=rows, p=p, q=p)

@@ -1,0 +1,50 @@
+"""Adaptive layer norm with a zero start, adaLN-Zero (DiT, section 3.2)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from dit_jax.core.typing import Array, DTypeLike, Float
+
+
+def layer_norm(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+  """Layer norm without affine, eps 1e-6; computed in float32, returned in the dtype of x."""
+  y = x.astype(jnp.float32)
+  y = y - y.mean(-1, keepdims=True)
+  y = y / jnp.sqrt((y * y).mean(-1, keepdims=True) + 1e-6)
+  return y.astype(x.dtype)
+
+
+def modulate(
+  x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+) -> Float[Array, "b n d"]:
+  """x (1 + scale) + shift, the same for every token of an image."""
+  return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class AdaLN(nn.Module):
+  """Shifts, scales and gates from a condition; zero at init, so a block starts as the identity."""
+
+  chunks: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, c: Float[Array, "b d"]) -> list[Float[Array, "b d"]]:
+    zeros = nn.initializers.zeros
+    width = self.chunks * c.shape[-1]
+    out = nn.Dense(width, kernel_init=zeros, dtype=self.dtype, name="proj")(nn.silu(c))
+    return jnp.split(out, self.chunks, axis=-1)
+
+
+class FinalLayer(nn.Module):
+  """Modulated layer norm and a linear map, zero at init; the result is float32."""
+
+  out_channels: int
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b n d"], c: Float[Array, "b d"]) -> Float[Array, "b n o"]:
+    shift, scale = AdaLN(2, dtype=self.dtype, name="adaln")(c)
+    x = modulate(layer_norm(x), shift, scale)
+    zeros = nn.initializers.zeros
+    x = nn.Dense(self.out_channels, kernel_init=zeros, dtype=self.dtype, name="linear")(x)
+    return x.astype(jnp.float32)

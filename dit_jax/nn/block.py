@@ -1,0 +1,78 @@
+"""The DiT block and a stack of them (DiT, figure 3: adaLN-Zero)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.core.errors import UserError
+from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.nn.adaln import AdaLN, layer_norm, modulate
+from dit_jax.nn.attention import SelfAttention
+from dit_jax.nn.mlp import MLP
+
+REMAT = {  # what the backward pass may keep of a block
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def check_remat(remat: str) -> None:
+  """Raises UserError for a name that is neither "none" nor in REMAT."""
+  if remat != "none" and remat not in REMAT:
+    raise UserError(f"{remat=} is unknown; expected one of {['none', *REMAT]}.")
+
+
+class DiTBlock(nn.Module):
+  """Attention and MLP, each modulated and gated by the condition; the identity at init."""
+
+  width: int
+  num_heads: int
+  qk_norm: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    h: Float[Array, "b n d"],
+    c: Float[Array, "b d"],
+    lengths: Int[Array, " b"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    chunks = AdaLN(6, dtype=self.dtype, name="adaln")(c)
+    shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunks
+    attn = SelfAttention(self.num_heads, self.width, self.qk_norm, self.dtype, name="attn")
+    mlp = MLP(dtype=self.dtype, name="mlp")
+    h = h + gate_attn[:, None] * attn(modulate(layer_norm(h), shift_attn, scale_attn), lengths)
+    return h + gate_mlp[:, None] * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
+
+
+class Blocks(nn.Module):
+  """`depth` DiT blocks in a row.
+
+  remat: "none" keeps every activation for the backward pass, "full" only the input of each block,
+  "dots" also the results of its weight matrices.
+  """
+
+  depth: int
+  width: int
+  num_heads: int
+  qk_norm: bool = False
+  remat: str = "none"
+  dtype: DTypeLike = jnp.float32
+
+  def __post_init__(self):
+    super().__post_init__()
+    check_remat(self.remat)
+
+  @nn.compact
+  def __call__(
+    self,
+    h: Float[Array, "b n d"],
+    c: Float[Array, "b d"],
+    lengths: Int[Array, " b"] | None = None,
+  ) -> Float[Array, "b n d"]:
+    block = DiTBlock if self.remat == "none" else nn.remat(DiTBlock, policy=REMAT[self.remat])
+    for i in range(self.depth):
+      h = block(self.width, self.num_heads, self.qk_norm, self.dtype, name=f"block_{i:02d}")(
+        h, c, lengths
+      )
+    return h
