@@ -1,0 +1,80 @@
+"""Identities of classifier-free guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.diffusion import guidance
+
+NULL = 10
+LABEL = jnp.asarray([1, 4, 7])
+TIME = jnp.asarray([0.0, 5.0, 900.0])
+
+
+def _z():
+  return jax.random.normal(jax.random.key(0), (3, 2, 2, 4))
+
+
+def _model(z, model_time, label):
+  """Some function of every argument, row by row, with variance logits."""
+  row = lambda a: a[:, None, None, None].astype(jnp.float32)
+  pred = jnp.sin(z + row(label)) + 1e-3 * row(model_time)
+  return jnp.concatenate([pred, jnp.cos(z * row(label))], axis=-1)
+
+
+def test_scale_one_is_the_conditional_branch_and_zero_the_null_one():
+  z = _z()
+  one = guidance.guided(_model, LABEL, NULL, 1.0)(z, TIME)
+  zero = guidance.guided(_model, LABEL, NULL, 0.0)(z, TIME)
+  np.testing.assert_array_equal(one, _model(z, TIME, LABEL))
+  np.testing.assert_array_equal(zero[..., :4], _model(z, TIME, jnp.full(3, NULL))[..., :4])
+
+
+@pytest.mark.parametrize("scale", [1.5, 4.0])
+def test_prediction_moves_along_the_line_and_logits_stay_conditional(scale):
+  z = _z()
+  cond, null = _model(z, TIME, LABEL), _model(z, TIME, jnp.full(3, NULL))
+  got = guidance.guided(_model, LABEL, NULL, scale)(z, TIME)
+  want = null + scale * (cond - null)
+  np.testing.assert_allclose(got[..., :4], want[..., :4], atol=1e-5)
+  np.testing.assert_array_equal(got[..., 4:], cond[..., 4:])
+
+
+def test_without_logits_the_output_has_the_channels_of_z():
+  fn = lambda z, t, y: _model(z, t, y)[..., :4]
+  assert guidance.guided(fn, LABEL, NULL, 2.0)(_z(), TIME).shape == (3, 2, 2, 4)
+
+
+def test_null_label_and_scale_may_be_per_row():
+  z, scales = _z(), jnp.asarray([0.0, 1.0, 3.0])
+  got = guidance.guided(_model, LABEL, jnp.full(3, NULL), scales)(z, TIME)
+  for i in range(3):
+    alone = guidance.guided(_model, LABEL, NULL, float(scales[i]))(z, TIME)
+    np.testing.assert_allclose(got[i], alone[i], atol=1e-6)
+
+
+def test_another_scale_does_not_recompile():
+  calls = []
+
+  @jax.jit
+  def run(z, scale):
+    calls.append(1)
+    return guidance.guided(_model, LABEL, NULL, scale)(z, TIME)
+
+  first, second = run(_z(), 1.5), run(_z(), 2.5)
+  assert len(calls) == 1
+  assert not np.array_equal(first, second)
+
+
+def test_one_model_call_in_a_doubled_batch_with_doubled_closures():
+  extra, shapes = {"grains": jnp.arange(3)}, []
+
+  def model_fn(z, t, label):
+    both = guidance.twice(extra)["grains"]
+    np.testing.assert_array_equal(both, [0, 1, 2, 0, 1, 2])
+    shapes.append((z.shape, t.shape, label.tolist()))
+    return z
+
+  guidance.guided(model_fn, LABEL, NULL, 2.0)(_z(), TIME)
+  assert shapes == [((6, 2, 2, 4), (6,), [1, 4, 7, NULL, NULL, NULL])]
