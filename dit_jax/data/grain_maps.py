@@ -1,0 +1,136 @@
+"""Grain maps of a data set: entropies once, global thresholds, one map an image.
+
+The thresholds are percentiles of the training set's region entropies, made by our own function on
+the user's own images and kept beside the fingerprint of those images (D2iT, dynamic grain coding).
+"""
+
+import json
+import pathlib
+
+import numpy as np
+
+from dit_jax.core import entropy
+from dit_jax.core.errors import UserError
+
+FUNCTION = "grey KDE entropy, 256 bins, sigma 0.01, nats"
+
+
+class GrainMaps:
+  """Thresholds of a training set, and the grain map of any image under them.
+
+  Attributes:
+    taus: k - 1 ascending thresholds in nats; a region is finer where its entropy exceeds them.
+    record: what the thresholds were made from, as JSON-ready values.
+  """
+
+  def __init__(self, taus, region: int, record: dict, known: dict[int, np.ndarray] | None = None):
+    self.taus = tuple(float(t) for t in taus)
+    self.region = region
+    self.record = record
+    self._known = dict(known or {})  # image index -> map; filled as images are met
+
+  @classmethod
+  def from_record(cls, record: dict) -> "GrainMaps":
+    """The maps of a stored record, on images that need not be the training set."""
+    _refuse_other_function(record)
+    return cls(record["taus"], record["region"], record)
+
+  def of(self, image: np.ndarray) -> np.ndarray:
+    """The map, uint8 [S / region, S / region], of one uint8 image [S, S, 3]."""
+    if not self.taus:
+      return np.zeros((image.shape[0] // self.region, image.shape[1] // self.region), np.uint8)
+    return entropy.grain_map(entropy.region_entropy(image, self.region), self.taus)
+
+  def add_to(self, batch: dict) -> dict:
+    """Adds `grains` int32 [b, rows, cols] to a batch that has `image` and `index`."""
+    maps = []
+    for image, index in zip(batch["image"], batch["index"], strict=True):
+      if int(index) not in self._known:
+        self._known[int(index)] = self.of(image)
+      maps.append(self._known[int(index)])
+    return {**batch, "grains": np.stack(maps).astype(np.int32)}
+
+
+def measure(
+  source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = 20_000
+) -> GrainMaps:
+  """Thresholds from the images of `source`, kept in `path` and read from there the next time.
+
+  Args:
+    source: random access to {"image": uint8 [S, S, 3], "index"}, with a fingerprint.
+    region: side of a region in pixels, the coarsest factor.
+    ratios: share of regions a grain, coarsest first, summing to 1.
+    path: an .npz file; made atomically, so a killed run leaves none.
+    max_images: a larger set is represented by this many images, evenly spaced.
+
+  Raises:
+    UserError: the file at `path` was made from other data, sizes or ratios.
+  """
+  if len(ratios) == 1:  # one grain: nothing to measure
+    return GrainMaps(
+      (), region, {"function": FUNCTION, "region": region, "taus": [], "fractions": [1.0]}
+    )
+  count = min(len(source), max_images)
+  want = {
+    "function": FUNCTION,
+    "region": region,
+    "ratios": list(ratios),
+    "fingerprint": source.fingerprint,
+    "images": count,
+  }
+  if path.exists():
+    indices, values, record = _read(path)
+    _refuse_other(record, want, path)
+  else:
+    indices, values = _entropies(source, region, count)
+    taus = entropy.thresholds(values.ravel(), ratios)
+    record = {
+      **want,
+      "taus": [float(t) for t in taus],
+      "atoms": [float(entropy.atom_mass(values.ravel(), t)) for t in taus],
+    }
+    maps = entropy.grain_map(values, record["taus"])
+    counts = np.bincount(maps.ravel(), minlength=len(ratios))
+    record["fractions"] = (counts / counts.sum()).tolist()
+    _write(path, indices, values, record)
+  maps = entropy.grain_map(values, record["taus"])
+  return GrainMaps(record["taus"], region, record, dict(zip(indices.tolist(), maps, strict=True)))
+
+
+def _entropies(source, region: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+  found = {}
+  for position in np.linspace(0, len(source) - 1, count).round().astype(int):
+    item = source[int(position)]
+    index = int(item["index"])  # a broken image answers with its neighbour: counted once
+    if index not in found:
+      found[index] = entropy.region_entropy(item["image"], region)
+  return np.asarray(list(found)), np.stack(list(found.values()))
+
+
+def _write(path: pathlib.Path, indices, values, record: dict) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_suffix(".tmp.npz")
+  np.savez_compressed(temporary, indices=indices, entropies=values, record=json.dumps(record))
+  temporary.replace(path)
+
+
+def _read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict]:
+  with np.load(path) as file:
+    return file["indices"], file["entropies"], json.loads(str(file["record"]))
+
+
+def _refuse_other(record: dict, want: dict, path: pathlib.Path) -> None:
+  changed = [f"{k}: {record.get(k)} -> {v}" for k, v in want.items() if record.get(k) != v]
+  if changed:
+    raise UserError(
+      f"The entropy thresholds in {path} were made for other data ({'; '.join(changed)}); "
+      "use a new --workdir, or go back to the data they were made from."
+    )
+
+
+def _refuse_other_function(record: dict) -> None:
+  if record.get("function") != FUNCTION:
+    raise UserError(
+      f"The stored thresholds come from {record.get('function')!r}, this version computes "
+      f"{FUNCTION!r}; train the dvae stage again in a new --workdir."
+    )

@@ -1,0 +1,63 @@
+"""One image file: where it lies, and how it becomes plain RGB whatever the file holds."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dit_jax.data.hierarchy import printable
+
+EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
+MAX_PIXELS = 80_000_000  # a few kilobytes can claim gigabytes; below the size Pillow warns at
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")  # no decoder runs that we did not ask for
+
+
+class BrokenImage(Exception):
+  """An image that cannot be read; says why."""
+
+
+class ImageFile(NamedTuple):
+  """An image of a set.
+
+  Attributes:
+    name: path below the root of the set, as the file system spells it.
+    num_bytes: size of the file, 0 where it cannot be told.
+    superclass: printable name, "" in an unconditional set.
+    child: printable name, likewise.
+  """
+
+  name: str
+  num_bytes: int
+  superclass: str = ""
+  child: str = ""
+
+
+def order(file: ImageFile) -> tuple[str, ...]:
+  """The sort key of a set: the same list on every file system."""
+  return file.superclass, file.child, printable(file.name), file.name
+
+
+def decode(path: str) -> Image.Image:
+  """The first frame of an image file as RGB: upright by its EXIF tag, transparency over white.
+
+  Raises:
+    BrokenImage: the file is unreadable, truncated, no image, or claims more than MAX_PIXELS.
+  """
+  try:
+    with Image.open(path, formats=_FORMATS) as image:
+      if image.width * image.height > MAX_PIXELS:
+        raise BrokenImage(f"{image.width} x {image.height} is more than {MAX_PIXELS:,} pixels")
+      return _to_rgb(ImageOps.exif_transpose(image))
+  except BrokenImage:
+    raise
+  except Exception as e:  # a decoder meets arbitrary bytes, and answers with arbitrary exceptions
+    raise BrokenImage(f"{type(e).__name__}: {e}") from e
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+  if image.has_transparency_data:
+    white = Image.new("RGBA", image.size, "white")
+    image = Image.alpha_composite(white, image.convert("RGBA"))
+  return image.convert("RGB")

@@ -1,0 +1,169 @@
+"""Random access to the images of a data set: what the pipeline, the entropies and `check` read."""
+
+import hashlib
+import os
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+
+from dit_jax.core.errors import UserError
+from dit_jax.data import folder, twemoji
+from dit_jax.data.hierarchy import ClassTable, did_you_mean, printable
+from dit_jax.data.images import BrokenImage, ImageFile, decode
+from dit_jax.data.transforms import center_crop
+
+SPLITS = ("train", "heldout", "all")
+
+
+class ImageSource:
+  """The images of a split, cropped to squares, by position.
+
+  An image keeps its `index`, its place in the sorted list of the whole set, in every split. A
+  broken image never ends a run: its position answers with the next readable image (cyclic), under
+  that image's own index and label, and its name is kept in `skipped`.
+
+  Attributes:
+    classes: the class table of the whole set.
+    labels: int32 [n], the child of every position; read from names, nothing is decoded.
+    indices: int32 [n], the index of every position.
+    fingerprint: sixteen hex digits over names, sizes in bytes, classes, image size and split.
+    empty: names of folders where a class was expected and no image is.
+  """
+
+  def __init__(
+    self,
+    root: str,
+    files: list[ImageFile],
+    image_size: int,
+    split: str = "all",
+    holdout: int = 0,
+    empty: tuple[str, ...] = (),
+  ):
+    """`files` are those of the whole set, sorted; `open_source` explains the rest."""
+    self.classes, labels = _classes_of(files)
+    self.indices = _positions(labels, split, holdout)
+    self.labels = labels[self.indices]
+    self.image_size = image_size
+    self.empty = tuple(empty)
+    self._root = root
+    self._files = [files[i] for i in self.indices]
+    self.fingerprint = self._hash(split)
+    self._broken = set()  # positions; adding to a set is atomic, so threads may share it
+
+  def __len__(self) -> int:
+    return len(self._files)
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """One image.
+
+    Returns:
+      image uint8 [S, S, 3], label int32 and index int32.
+
+    Raises:
+      UserError: no image of the split can be read.
+    """
+    n = len(self)
+    if not 0 <= position < n:
+      raise IndexError(f"{position=} of {n} images")
+    reason = ""
+    for i in ((position + k) % n for k in range(n)):
+      if i in self._broken:
+        continue
+      try:
+        image = decode(os.path.join(self._root, self._files[i].name))
+      except BrokenImage as e:
+        self._broken.add(i)
+        reason = str(e)
+        continue
+      square = center_crop(image, self.image_size)
+      return {"image": square, "label": self.labels[i], "index": self.indices[i]}
+    raise UserError(
+      f"none of the {n} images in {printable(self._root)!r} can be read; the first is "
+      f"{self.name(0)!r} ({reason or 'met before'}). Check the files and their permissions."
+    )
+
+  def name(self, position: int) -> str:
+    """The path of an image below the root, printable."""
+    return printable(self._files[position].name)
+
+  @property
+  def skipped(self) -> list[str]:
+    """Names of the unreadable images met so far."""
+    return [self.name(i) for i in sorted(self._broken)]
+
+  def _hash(self, split: str) -> str:
+    digest = hashlib.sha256()
+    digest.update(repr((self.classes, self.image_size, split)).encode())
+    for index, label, file in zip(self.indices, self.labels, self._files, strict=True):
+      digest.update(f"{index}\t{label}\t{printable(file.name)}\t{file.num_bytes}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def open_source(data, split: str = "train") -> ImageSource:
+  """The data set that a config describes.
+
+  Args:
+    data: has `source` ("folder" or "twemoji"), `path` (a folder; if not empty, it wins over
+      `source`), `image_size` in pixels, `holdout` (every n-th image of a class, in sorted order:
+      the images n - 1, 2n - 1, ..., so a class of fewer than n keeps all; 0 holds none out) and
+      `only` (names of superclasses to keep, images and table; () keeps all).
+    split: "train", "heldout" or "all".
+
+  Raises:
+    UserError: the set cannot be found or read, or a field makes no sense.
+  """
+  if data.image_size < 1:
+    raise UserError(f"data.image_size={data.image_size} must be a number of pixels, 1 or more.")
+  if data.path or data.source == "folder":
+    if not data.path:
+      raise UserError("data.source is 'folder' and data.path is empty; set data.path to a folder.")
+    root = os.path.expanduser(data.path)
+    files, empty = folder.scan(root)
+  elif data.source == "twemoji":
+    (root, files), empty = twemoji.scan(), []
+  else:
+    raise UserError(
+      f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
+    )
+  only = (data.only,) if isinstance(data.only, str) else tuple(data.only)
+  files = _keep_only(files, only)
+  return ImageSource(root, files, data.image_size, split, data.holdout, tuple(empty))
+
+
+def _keep_only(files: list[ImageFile], only: tuple[str, ...]) -> list[ImageFile]:
+  known = sorted({file.superclass for file in files} - {""})
+  for name in map(printable, only):
+    if name not in known:
+      hint = did_you_mean(name, known) or f"; it has {', '.join(known[:20]) or 'none'}"
+      raise UserError(f"data.only names {name!r}, no superclass of this set{hint}.")
+  kept = set(map(printable, only)) or {*known, ""}
+  return [file for file in files if file.superclass in kept]
+
+
+def _classes_of(files: list[ImageFile]) -> tuple[ClassTable, np.ndarray]:
+  """The table, and the label of every file; no classes and labels of 0 if unconditional."""
+  pairs = sorted({(file.superclass, file.child) for file in files} - {("", "")})
+  number = {pair: i for i, pair in enumerate(pairs)}
+  labels = [number.get((file.superclass, file.child), 0) for file in files]
+  return ClassTable.from_pairs(pairs), np.asarray(labels, np.int32)
+
+
+def _positions(labels: np.ndarray, split: str, holdout: int) -> np.ndarray:
+  """Places in the whole list that belong to a split, ascending, int32."""
+  if split not in SPLITS:
+    raise UserError(f"{split=} is unknown; use one of {', '.join(SPLITS)}.")
+  if holdout < 0:
+    raise UserError(f"data.holdout={holdout} must be 0 (none) or n to hold every n-th image out.")
+  seen = defaultdict(int)
+  held = np.zeros(len(labels), bool)
+  for i, label in enumerate(labels.tolist() if holdout else ()):
+    seen[label] += 1
+    held[i] = seen[label] % holdout == 0
+  mask = {"train": ~held, "heldout": held, "all": np.ones_like(held)}[split]
+  if not mask.any():
+    raise UserError(
+      f"the split {split!r} is empty with data.holdout={holdout} and {len(labels)} images; "
+      f"{'set data.holdout, e.g. 10' if not holdout else 'change data.holdout'}."
+    )
+  return np.flatnonzero(mask).astype(np.int32)
