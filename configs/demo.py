@@ -1,0 +1,127 @@
+"""All three stages of D2iT on Twemoji at 64 px, on two CPU cores: what launch/demo.sh runs.
+
+The DVAE learns from all base emoji, the transformers from three superclasses, which is what twenty
+minutes can make readable; `configs/demo.py:all` gives them every superclass. Every 10th emoji of a
+subcategory is held out. Sizes and rates are ours, chosen for a CPU: no paper row belongs to them.
+
+  python -m dit_jax.main --config=configs/demo.py --workdir=runs/demo
+"""
+
+import ml_collections
+
+from dit_jax.core import config
+
+
+def get_config(arg=None):
+  arg = config.parse_arg(arg, tiny=False, all=False)
+  tiny = arg.tiny
+  c = ml_collections.ConfigDict()
+  c.seed = 0
+  c.stages = ("dvae", "dgt", "dct")
+  c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.data = dict(
+    source="twemoji",
+    path="",
+    image_size=64,
+    classes=(100, 10) if arg.all else (36, 3),
+    holdout=10,
+    only=() if arg.all else ("Smileys & Emotion", "Symbols", "Flags"),
+    workers=1,
+  )
+  c.latents = dict(flip=False, batch_size=32)
+  c.sampling = dict(
+    steps=4 if tiny else 50,
+    stepper="ddim",  # Euler's method, on rectified flow
+    guidance=2.0,
+    microbatch=4,
+    map_steps=64,
+    map_temperature=1.0,
+    map_guidance=1.0,
+    map_order="random",
+  )
+
+  adam = dict(
+    name="adam",
+    lr=1.5e-3,
+    warmup_steps=2 if tiny else 50,
+    schedule="cosine",
+    b1=0.9,
+    b2=0.95,
+    weight_decay=0.0,
+    clip=1.0,
+  )
+  c.dvae = dict(
+    model=dict(
+      factors=(4, 8),
+      z_channels=4,
+      width=8 if tiny else 32,
+      encoder_mults=(1, 1, 2, 2),
+      decoder_mults=(1, 1, 2),
+      res_blocks=1,
+      decoder_res_blocks=1 if tiny else 2,
+      attention=False,
+      stem=2,  # the levels at full resolution would cost most of the time
+      dtype="float32",
+    ),
+    ratios=(0.5, 0.5),
+    loss=dict(
+      l1=1.0,
+      lpips=0.0 if tiny else 0.1,
+      trunk="none" if tiny else "alexnet",
+      kl=5e-4,
+      disc_weight=0.0,
+      disc_start=0.2,
+      disc_filters=64,
+    ),
+    flip=True,
+    optim=adam,
+    batch_size=8 if tiny else 24,
+    accum=1,
+    total_steps=4 if tiny else 1_100,
+    ema_decay=0.995,
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 200, preview=4 if tiny else 550),
+  )
+  c.dgt = dict(
+    model=dict(
+      depth=2 if tiny else 4,
+      width=32 if tiny else 128,
+      num_heads=2 if tiny else 4,
+      qk_norm=True,
+      remat="none",
+      dtype="float32",
+    ),
+    label_drop=0.1,
+    optim=dict(adam, lr=2e-3),
+    batch_size=8 if tiny else 32,
+    accum=1,
+    total_steps=4 if tiny else 800,
+    ema_decay=0.99,
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 400, preview=4 if tiny else 800),
+  )
+  c.dct = dict(
+    model=dict(
+      depth=2 if tiny else 6,
+      refine_depth=1 if tiny else 2,
+      width=32 if tiny else 192,
+      num_heads=2 if tiny else 3,
+      qk_norm=True,
+      remat="none",
+      dtype="float32",
+    ),
+    diffusion=dict(
+      schedule="flow",
+      prediction="flow",
+      learn_sigma=False,
+      logit_normal=True,
+      loss="unique",
+      grain_weights=(1.0, 1.0),
+      label_drop=0.1,
+    ),
+    optim=dict(adam, name="muon", lr=2e-3),
+    batch_size=8 if tiny else 32,
+    accum=1,
+    total_steps=4 if tiny else 1_500,
+    ema_decay=0.995,
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 250, preview=4 if tiny else 500),
+  )
+  return c

@@ -1,0 +1,116 @@
+"""Says what a recipe will cost, and what a data set holds, before anything is trained.
+
+python -m dit_jax.check --config=configs/d2it_xl.py [--json]
+python -m dit_jax.check --data=DIR [--json]
+"""
+
+import collections
+import json
+import types
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from dit_jax import train
+from dit_jax.core import cli
+from dit_jax.core import config as configs
+from dit_jax.core.errors import UserError
+from dit_jax.data import sources
+from dit_jax.tasks import sizes
+from dit_jax.training import sharding
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", help_string="A recipe.", lock_config=True, flag_values=FLAGS
+)
+_DATA = flags.DEFINE_string("data", "", "An image folder.", flag_values=FLAGS)
+_JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", flag_values=FLAGS)
+
+
+def main():
+  if (_CONFIG.value is None) == (not _DATA.value):
+    raise UserError("give either --config=FILE.py or --data=DIR; see --help.")
+  facts = of_data(_DATA.value) if _DATA.value else of_config(_CONFIG.value)
+  print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
+
+
+def of_config(config) -> dict:
+  """Sizes of a recipe; see README for the fields."""
+  train.check_stages(config)
+  mesh = sharding.make_mesh(config.mesh)
+  for name in config.stages:
+    sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  children, superclasses, note = _classes(config)
+  measured = sizes.measure(config, children, mesh)
+  return {
+    "params": measured["params"],
+    "trainable": sum(measured["params"].values()),
+    "tokens": sizes.tokens(config),
+    "flops_per_image": measured["flops_per_image"],
+    "bytes_per_device": {
+      "state": max(measured["state_bytes"].values()),  # stages run one after the other
+      "activations": None,
+    },
+    "classes": {"children": children, "superclasses": superclasses, "note": note},
+    "devices": jax.device_count(),
+    "config": json.loads(configs.to_json(config)),
+  }
+
+
+def _classes(config) -> tuple[int, int, str]:
+  """Classes counted from the data, or what the recipe expects where the data is absent."""
+  if config.data.path or config.data.source != "folder":
+    table = sources.open_source(config.data, "all").classes
+    return len(table.children), len(table.superclasses), "counted from the data"
+  children, superclasses = config.data.classes
+  return children, superclasses, "expected by the recipe: data.path is empty"
+
+
+def of_data(path: str) -> dict:
+  """The class table of a folder: names, parents and counts."""
+  wanted = types.SimpleNamespace(source="folder", path=path, image_size=64, holdout=0, only=())
+  source = sources.open_source(wanted, "all")
+  table, counts = source.classes, collections.Counter(source.labels.tolist())
+  return {
+    "images": len(source),
+    "classes": {"children": len(table.children), "superclasses": len(table.superclasses)},
+    "table": [
+      {"id": i, "name": name, "superclass": table.superclasses[parent], "images": counts[i]}
+      for i, (name, parent) in enumerate(zip(table.children, table.parents, strict=True))
+    ],
+    "empty_folders": list(source.empty),
+  }
+
+
+def as_text(facts: dict) -> str:
+  """The same facts as lines for a person."""
+  if "table" in facts:
+    head = "{images:,} images, {classes[children]} classes in {classes[superclasses]} superclasses"
+    rows = [
+      f"{r['id']:5d}  {r['images']:6d}  {r['superclass']} / {r['name']}" for r in facts["table"]
+    ]
+    empty = [f"empty: {name}" for name in facts["empty_folders"]]
+    return "\n".join([head.format(**facts), *rows, *empty])
+  classes, per_device = facts["classes"], facts["bytes_per_device"]
+  lines = [
+    f"classes  {classes['children']} in {classes['superclasses']} superclasses ({classes['note']})",
+    "tokens   {base} base, {refined_mean} refined on average, {refined_max} at most".format(
+      **facts["tokens"]
+    ),
+  ]
+  for name, count in facts["params"].items():
+    cost = facts["flops_per_image"][name]
+    lines.append(
+      f"{name:8s} {count / 1e6:9.2f} M parameters, {cost['forward'] / 1e9:9.1f} GFLOP forward, "
+      f"{cost['train'] / 1e9:9.1f} GFLOP a training step, an image"
+    )
+  lines.append(
+    f"state    {per_device['state'] / 2**30:.2f} GiB on each of {facts['devices']} devices, at the "
+    "largest stage"
+  )
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  cli.run(main, FLAGS)

@@ -1,0 +1,91 @@
+"""Draws pictures from a trained workdir: python -m dit_jax.sample --workdir=DIR --classes=A,B
+
+Reads the checkpoints alone: no recipe is needed and none is executed. Picture j of a class depends
+on the seed, the class and j, not on --num, --batch, the other classes or the number of devices.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+from dit_jax.core import cli
+from dit_jax.core.errors import UserError
+from dit_jax.sampling import generate, grain_source, grids
+from dit_jax.tasks import restored
+
+FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string("workdir", "", "A trained workdir.", flag_values=FLAGS)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the last.", flag_values=FLAGS)
+_CLASSES = flags.DEFINE_string(
+  "classes", "all", "Names, ids (#3) or 'all', comma separated.", flag_values=FLAGS
+)
+_NUM = flags.DEFINE_integer("num", 1, "Pictures a class.", lower_bound=1, flag_values=FLAGS)
+_SEED = flags.DEFINE_integer("seed", 0, "Root of every draw.", flag_values=FLAGS)
+_STEPS = flags.DEFINE_integer("steps", None, "Steps; default: the run's.", flag_values=FLAGS)
+_GUIDANCE = flags.DEFINE_float("guidance", None, "Scale; default: the run's.", flag_values=FLAGS)
+_BATCH = flags.DEFINE_integer(
+  "batch", 16, "Pictures in flight; changes none of them.", lower_bound=1, flag_values=FLAGS
+)
+_GRAIN = flags.DEFINE_string(
+  "grain", "dgt", f"Grain maps: {', '.join(grain_source.KINDS)}.", flag_values=FLAGS
+)
+_OUT = flags.DEFINE_string("out", "", "Default: samples.png in the workdir.", flag_values=FLAGS)
+_NPZ = flags.DEFINE_string("npz", "", "Also uint8 arrays here (arr_0).", flag_values=FLAGS)
+
+
+def main():
+  if not _WORKDIR.value:
+    raise UserError("--workdir=DIR is needed: the folder of a trained run.")
+  kind, image_path = grain_source.parse(_GRAIN.value)
+  run = restored.load(_WORKDIR.value, _STEP.value)
+  labels, names = _labels(run, _CLASSES.value)
+  settings = run.settings(steps=_STEPS.value, guidance=_GUIDANCE.value)
+  generator = generate.Generator(run.models, settings)
+
+  label = np.repeat(labels, _NUM.value).astype(np.int32)
+  index = (np.tile(np.arange(_NUM.value), len(labels)) * max(run.num_classes, 1) + label).astype(
+    np.int32
+  )
+  if kind in grain_source.OUTSIDE:
+    _say(f"--grain={kind}: outside the training distribution; judge no quality by it")
+    grains = grain_source.by_rule(
+      kind, index, _SEED.value, run.models.regions, run.meta["thresholds"]["fractions"]
+    )
+  elif kind == "entropy-of":
+    one = run.map_of_image(image_path)
+    grains = np.repeat(one[None], len(label), axis=0)
+  else:
+    grains = generator.grain_maps(run.params, label, index, _SEED.value)
+
+  images = np.concatenate(
+    list(generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value))
+  )
+  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples.png")
+  grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
+  if _NPZ.value:
+    np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains)
+  _say(
+    f"{len(images)} pictures of {len(labels)} classes ({', '.join(names[:5])}"
+    f"{', ...' if len(names) > 5 else ''}), seed {_SEED.value}, {settings.steps} steps, guidance "
+    f"{settings.guidance}: {out}"
+  )
+
+
+def _labels(run, text: str) -> tuple[np.ndarray, list[str]]:
+  """Class ids to draw and their names; an unconditional model has the null class alone."""
+  if not run.num_classes:
+    if text != "all":
+      raise UserError(f"--classes={text}: this model was trained without classes; leave it out.")
+    return np.zeros(1, np.int32), ["no class"]
+  ids = run.classes.resolve(text)
+  return np.asarray(ids, np.int32), [run.classes.children[i] for i in ids]
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+  cli.run(main, FLAGS)

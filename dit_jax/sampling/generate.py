@@ -1,0 +1,212 @@
+"""label -> grain map -> content -> image, in microbatches of one fixed size on every device.
+
+Picture i is a function of (seed, i) alone: its keys come from i, parameters are replicated, and
+every program runs the same number of rows whatever the batch or the number of devices. More images
+in flight or more devices only change how many of those programs run at once.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dit_jax.core import buckets, rng
+from dit_jax.core.errors import UserError
+from dit_jax.diffusion import guidance as guidance_
+from dit_jax.diffusion import sampler, steppers
+from dit_jax.diffusion.process import Process
+from dit_jax.nn import grains as structure
+from dit_jax.sampling import grain_maps
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+  """What sampling needs to know of the trained stages, by value.
+
+  Attributes:
+    map_logits: (params, cells, label) -> logits of grains; None where there is one grain only.
+    content: (params, z, model_time, label, grains, tokens) -> raw output.
+    decode: (params, z) -> images in [-1, 1].
+    process: of the content model.
+    factors: f_1 < ... < f_k.
+    regions: (rows, cols) of a grain map.
+    channels: of a latent.
+    num_classes: also the null class.
+    mean, std: latent statistics, [k, c].
+  """
+
+  map_logits: Callable[..., Any] | None
+  content: Callable[..., Any]
+  decode: Callable[..., Any]
+  process: Process
+  factors: tuple[int, ...]
+  regions: tuple[int, int]
+  channels: int
+  num_classes: int
+  mean: jax.Array
+  std: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How to sample; the defaults are the papers'."""
+
+  steps: int = 250
+  stepper: str = "ddpm"
+  guidance: float = 1.0
+  microbatch: int = 4
+  map_steps: int = 64
+  map_temperature: float = 1.0
+  map_guidance: float = 1.0
+  map_order: str = "random"
+
+  def __post_init__(self):
+    if self.stepper not in ("ddpm", "ddim"):
+      raise UserError(f"stepper={self.stepper!r} is unknown; choose 'ddpm' or 'ddim'.")
+    if self.steps < 1:
+      raise UserError(f"steps={self.steps} must be at least 1.")
+    if self.microbatch < 2:
+      raise UserError(
+        f"microbatch={self.microbatch} must be at least 2: the one-row path rounds differently."
+      )
+
+
+class Generator:
+  """Compiled programs of a set of models; call `grain_maps`, then `images`."""
+
+  def __init__(self, models: Models, settings: Settings, devices=None):
+    self.models, self.settings = models, settings
+    devices = jax.local_devices() if devices is None else devices
+    self.mesh = jax.make_mesh((len(devices),), ("row",), (AxisType.Auto,), devices=devices)
+    self.rows = settings.microbatch * len(devices)
+    self._maps = self._replicate_over_rows(self._sample_maps)
+    self._images = self._replicate_over_rows(self._sample_images)
+
+  def grain_maps(self, params, label: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
+    """Maps drawn by the grain transformer, int [n, rows, cols]; zeros where k = 1."""
+    if self.models.map_logits is None:
+      return np.zeros((len(label), *self.models.regions), np.int32)
+    run = lambda rows: self._maps(params, np.int32(seed), rows)
+    chunks = self._chunks({"label": label, "index": index})
+    return np.concatenate([np.asarray(run(rows))[:kept] for rows, kept in chunks])
+
+  def images(
+    self,
+    params,
+    label: np.ndarray,
+    index: np.ndarray,
+    grains: np.ndarray,
+    seed: int,
+    batch: int = 0,
+  ) -> Iterator[np.ndarray]:
+    """Yields uint8 images [m, H, W, 3] in order until all are made.
+
+    Args:
+      params: dict of the trees that `Models.content` and `Models.decode` take.
+      label: classes, int [n].
+      index: sample numbers, int [n]; with the seed they decide the noise.
+      grains: maps, int [n, rows, cols].
+      seed: root of the noise.
+      batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
+    """
+    rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
+    rows |= self._tokens(rows["grains"])
+    in_flight = []
+    for chunk, kept in self._chunks(rows):
+      scale = np.float32(self.settings.guidance)
+      in_flight.append((self._images(params, np.int32(seed), chunk, scale), kept))
+      if len(in_flight) * self.rows >= batch:
+        yield from (np.asarray(x)[:n] for x, n in in_flight)
+        in_flight = []
+    yield from (np.asarray(x)[:n] for x, n in in_flight)
+
+  def _tokens(self, grains: np.ndarray) -> dict:
+    factors = self.models.factors
+    if len(factors) == 1:
+      return {}
+    regions = grains.shape[1] * grains.shape[2]
+    finest = regions * buckets.codes_per_region(factors)[-1]
+    capacity = buckets.capacity_for(finest, regions, factors)
+    return buckets.token_index(grains, factors, capacity)._asdict()
+
+  def _chunks(self, rows: dict) -> Iterator[tuple[dict, int]]:
+    """Full chunks of `self.rows` rows, the last one padded by repeating its last row."""
+    total = len(rows["label"])
+    for start in range(0, total, self.rows):
+      take = np.minimum(np.arange(start, start + self.rows), total - 1)
+      yield {k: np.asarray(v)[take] for k, v in rows.items()}, min(self.rows, total - start)
+
+  def _replicate_over_rows(self, fn):
+    """Jits fn(params, seed, rows, *scalars), every device on its own `microbatch` rows."""
+
+    def run(params, seed, rows, *scalars):
+      specs = (P(), P(), P("row"), *(P() for _ in scalars))
+      local = jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=P("row"), check_vma=False)
+      return local(params, seed, rows, *scalars)
+
+    return jax.jit(run, out_shardings=NamedSharding(self.mesh, P("row")))
+
+  def _sample_maps(self, params, seed, rows):
+    m, s = self.models, self.settings
+    return grain_maps.sample_maps(
+      lambda cells, label: m.map_logits(params, cells, label),
+      rows["label"],
+      rng.stream(rng.sample_keys(seed, rows["index"]), "map"),
+      shape=m.regions,
+      num_grains=len(m.factors),
+      steps=s.map_steps,
+      temperature=s.map_temperature,
+      order=s.map_order,
+      guidance=s.map_guidance,
+      null_label=m.num_classes,
+    )
+
+  def _sample_images(self, params, seed, rows, scale):
+    m, s = self.models, self.settings
+    keys = rng.sample_keys(seed, rows["index"])
+    grains = rows["grains"]
+    noise_fn = lambda keys: structure.structured_noise(
+      keys, grains, m.factors, m.channels
+    )
+    stepper = _stepper(s.stepper, m.process)
+
+    def model_fn(z, t, label=rows["label"]):
+      doubled = guidance_.twice(rows) if z.shape[0] > grains.shape[0] else rows
+      return m.content(params, z, t, label, doubled["grains"], _tokens(doubled))
+
+    if s.guidance != 1:
+      model_fn = guidance_.guided(model_fn, rows["label"], m.num_classes, scale)
+    z = sampler.sample(
+      m.process.denoiser(model_fn),
+      stepper(noise_fn),
+      m.process.schedule.times(s.steps),
+      noise_fn(rng.stream(keys, "start")),
+      rng.stream(keys, "steps"),
+    )
+    z = structure.unstandardize(z, grains, m.factors, m.mean, m.std)
+    return to_uint8(m.decode(params, z))
+
+
+def _stepper(name: str, process: Process):
+  """noise_fn -> stepper; DDPM takes the model's variance where it has one."""
+  if name == "ddim":
+    return functools.partial(steppers.DDIM, process.schedule)
+  var = "learned" if process.learn_sigma else "small"
+  return functools.partial(steppers.DDPM, process.schedule, var=var)
+
+
+def _tokens(rows: dict) -> buckets.TokenIndex | None:
+  if "slot" not in rows:
+    return None
+  return buckets.TokenIndex(*(rows[field] for field in buckets.TokenIndex._fields))
+
+
+def to_uint8(x: jax.Array) -> jax.Array:
+  """Images in [-1, 1] as bytes: clamp(127.5 x + 128), truncated, as every DiT does."""
+  return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)

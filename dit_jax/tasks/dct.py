@@ -1,0 +1,177 @@
+"""The content transformer's stage: multi-grained noise, one diffusion loss over unique codes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.core import buckets, rng
+from dit_jax.core.errors import UserError
+from dit_jax.diffusion import losses, process, schedules
+from dit_jax.models import dct
+from dit_jax.models.dvae import dvae
+from dit_jax.nn import grains as structure
+from dit_jax.tasks import latent_stage
+from dit_jax.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionLoss:
+  """The loss of `dct` and, with one grain, of `dit`; noise and weights follow the grain map.
+
+  Attributes:
+    apply: (params, z, model_time, label, batch) -> raw output, [b, h, w, c or 2 c].
+    process: schedule and parameterisation.
+    factors: f_1 < ... < f_k of the latents.
+    mean, std: latent statistics, [k, c].
+    num_classes: also the id of the null class.
+    label_drop: probability that an image's label becomes the null class.
+    kind: "unique", "copied" or "grain_means" (D2iT, multi-grained loss; our reconstruction).
+    grain_weights: weights of the grains under "grain_means", coarsest first.
+  """
+
+  apply: Any
+  process: process.Process
+  factors: tuple[int, ...]
+  mean: jax.Array
+  std: jax.Array
+  num_classes: int
+  label_drop: float = 0.1
+  kind: str = "unique"
+  grain_weights: tuple[float, ...] = (1.0, 1.0)
+
+  def latents(self, batch: dict, keys) -> jax.Array:
+    """Standardised posterior samples, [b, h, w, c], with the structure of the grain map."""
+    z = dvae.posterior_sample(
+      batch["moments"], batch["grains"], rng.stream(keys, "posterior"), self.factors
+    )
+    return structure.standardize(z, batch["grains"], self.factors, self.mean, self.std)
+
+  def normalizers(self, batch: dict) -> dict:
+    """Counts of codes over the global batch: the denominators of every term."""
+    cells = structure.cell_grains(batch["grains"], self.factors)
+    weights = structure.unique_weights(batch["grains"], self.factors)
+    return losses.norms(cells, weights, len(self.factors))
+
+  def __call__(self, params, frozen, batch: dict, keys, norm: dict, step):
+    """Sum over the batch of the per-code losses over `norm`, and its parts as metrics."""
+    del frozen, step
+    x0 = self.latents(batch, keys)
+    t = self.process.schedule.sample_times(rng.stream(keys, "timestep"))
+    eps = structure.structured_noise(
+      rng.stream(keys, "noise"), batch["grains"], self.factors, x0.shape[-1]
+    )
+    z = self.process.add_noise(x0, eps, t)
+    drop = rng.uniform(rng.stream(keys, "label_drop")) < self.label_drop
+    label = jnp.where(drop, self.num_classes, batch["label"])
+    out = self.apply(params, z, self.process.schedule.model_time(t), label, batch)
+
+    cells = structure.cell_grains(batch["grains"], self.factors)
+    weights = structure.unique_weights(batch["grains"], self.factors)
+    reduce = lambda e: losses.reduce_terms(
+      e, cells, weights, self.kind, norm, self.grain_weights
+    )
+    pred, log_var_mix = self.process.split(out)
+    mse = reduce(losses.mse_terms(pred, self.process.target(x0, eps, t)))
+    if log_var_mix is None:
+      return mse, {"mse": mse}
+    x0_hat, _ = self.process.to_x0_eps(pred, z, t)
+    vlb = reduce(losses.vlb_terms(self.process.schedule, x0, z, t, x0_hat, log_var_mix))
+    return mse + vlb, {"mse": mse, "vlb_bits": vlb}
+
+
+def make_process(block) -> process.Process:
+  """Schedule and parameterisation of a stage's `diffusion` block."""
+  schedule = schedules.make_schedule(block.schedule, logit_normal=block.logit_normal)
+  return process.Process(schedule, prediction=block.prediction, learn_sigma=block.learn_sigma)
+
+
+def make_model(config, meta: dict) -> dct.DCT:
+  """The model of a config and of the facts that its latents carry."""
+  if len(meta["factors"]) < 2:
+    raise UserError(
+      f"The dct stage needs latents of two grains or more, these have factors "
+      f"{tuple(meta['factors'])}; set dvae.model.factors, as (8, 16), or train the stage dit."
+    )
+  fields = dict(config.dct.model)
+  variant = fields.pop("variant", "")
+  preset = dct.decode_variant(variant) if variant else {}
+  return dct.DCT(
+    **{**preset, **fields},
+    factors=tuple(meta["factors"]),
+    grid=tuple(meta["grid"]),
+    z_channels=meta["z_channels"],
+    num_classes=len(meta["classes"]["children"]),
+    learn_sigma=config.dct.diffusion.learn_sigma,
+  )
+
+
+def content_fn(model: dct.DCT):
+  """The model as `sampling.generate.Models.content`."""
+  return lambda params, z, t, label, grains, tokens: model.apply(
+    params, z, t, label, grains, tokens
+  )
+
+
+def build(config, workdir, mesh) -> Task:
+  """The stage on the latent cache of `workdir`, which it makes if it is missing."""
+  return build_content(config, workdir, mesh, "dct", make_model, content_fn)
+
+
+def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> Task:
+  """A diffusion stage: `dct` or `dit`, which differ in their model alone."""
+  cache = latent_stage.ensure(config, workdir, mesh)
+  meta, block = cache.meta, config[name]
+  model = make_model(config, meta)
+  content = content_fn(model)
+  factors = tuple(meta["factors"])
+  capacity = latent_stage.capacity(cache) if len(factors) > 1 else 0
+  statistics = latent_stage.statistics(cache)
+
+  def add_tokens(batch):
+    if len(factors) == 1:
+      return batch
+    return batch | buckets.token_index(batch["grains"], factors, capacity)._asdict()
+
+  def apply(params, z, t, label, batch):
+    return content(params, z, t, label, batch["grains"], tokens_of(batch))
+
+  loss = DiffusionLoss(
+    apply=apply,
+    process=make_process(block.diffusion),
+    factors=factors,
+    mean=jnp.asarray(statistics["mean"], jnp.float32),
+    std=jnp.asarray(statistics["std"], jnp.float32),
+    num_classes=model.num_classes,
+    label_drop=block.diffusion.label_drop,
+    kind=block.diffusion.loss,
+    grain_weights=tuple(block.diffusion.grain_weights),
+  )
+
+  def init(key):
+    one = add_tokens({"grains": np.zeros((1, *meta["regions"]), np.int32)})
+    z = jnp.zeros((1, *meta["grid"], meta["z_channels"]))
+    args = z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
+    extra = () if len(factors) == 1 else (jnp.asarray(one["grains"]), tokens_of(one))
+    return model.init(key, *args, *extra)
+
+  return latent_stage.task(
+    config,
+    cache,
+    name=name,
+    init=init,
+    loss_fn=loss,
+    normalizers=loss.normalizers,
+    transform=add_tokens,
+    frozen={"dvae": latent_stage.dvae_params(workdir)},
+    preview=latent_stage.picture_preview(config, cache, loss, content),
+  )
+
+
+def tokens_of(batch: dict) -> buckets.TokenIndex | None:
+  """The token tables that ride in a batch; None where there is one grain."""
+  if "slot" not in batch:
+    return None
+  return buckets.TokenIndex(*(batch[field] for field in buckets.TokenIndex._fields))

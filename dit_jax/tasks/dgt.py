@@ -1,0 +1,84 @@
+"""The grain transformer's stage: label -> grain map, by masked discrete diffusion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.core import rng
+from dit_jax.models import dgt
+from dit_jax.sampling import grain_maps, grids
+from dit_jax.tasks import latent_stage
+from dit_jax.tasks.task import Task
+
+
+def make_model(config, meta: dict) -> dgt.DGT:
+  """The model of a config and of the facts that its latents carry."""
+  return dgt.DGT(
+    **config.dgt.model,
+    grid=tuple(meta["regions"]),
+    num_grains=len(meta["factors"]),
+    num_classes=len(meta["classes"]["children"]),
+  )
+
+
+def make_loss(model: dgt.DGT, label_drop: float):
+  """The mean any-order bound per cell, in nats (D2iT stage 2a; our reconstruction)."""
+
+  def loss_fn(params, frozen, batch, keys, norm, step):
+    del frozen, step
+    cells, masked = dgt.mask_tokens(rng.stream(keys, "mask"), batch["grains"], model.num_grains)
+    drop = rng.uniform(rng.stream(keys, "label_drop")) < label_drop
+    label = jnp.where(drop, model.num_classes, batch["label"])
+    logits = model.apply(params, cells, label)
+    nats = dgt.masked_cross_entropy(logits, batch["grains"], masked).sum() / norm["images"]
+    return nats, {"nats_per_cell": nats}
+
+  return loss_fn
+
+
+def normalizers(batch: dict) -> dict:
+  """The number of images of the global batch."""
+  return {"images": jnp.float32(batch["label"].shape[0])}
+
+
+def build(config, workdir, mesh) -> Task:
+  """The stage on the latent cache of `workdir`, which it makes if it is missing."""
+  cache = latent_stage.ensure(config, workdir, mesh)
+  model = make_model(config, cache.meta)
+  shape = tuple(cache.meta["regions"])
+
+  def init(key):
+    return model.init(key, jnp.zeros((1, *shape), jnp.int32), jnp.zeros((1,), jnp.int32))
+
+  shown = latent_stage.shown_rows(cache)
+  draw = jax.jit(
+    lambda params: grain_maps.sample_maps(
+      lambda cells, label: model.apply(params, cells, label),
+      jnp.asarray(shown["label"]),
+      rng.sample_keys(config.seed, jnp.asarray(shown["index"])),
+      shape=shape,
+      num_grains=model.num_grains,
+      steps=config.sampling.map_steps,
+    )
+  )
+
+  def preview(params, frozen):
+    """Maps of the data above maps of the model for the same labels; white is fine."""
+    del frozen
+    pictures = [_as_pictures(g, model.num_grains) for g in (shown["grains"], draw(params))]
+    return grids.blocks([("data", pictures[0]), ("samples", pictures[1])])
+
+  return latent_stage.task(
+    config,
+    cache,
+    name="dgt",
+    init=init,
+    loss_fn=make_loss(model, config.dgt.label_drop),
+    normalizers=normalizers,
+    preview=preview,
+  )
+
+
+def _as_pictures(grains, num_grains: int) -> np.ndarray:
+  grey = np.asarray(grains, np.float32) * 255 / (num_grains - 1)
+  return np.repeat(grey.astype(np.uint8).repeat(4, 1).repeat(4, 2)[..., None], 3, axis=-1)

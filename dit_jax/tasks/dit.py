@@ -1,0 +1,35 @@
+"""The plain diffusion transformer's stage, on the latents of a one-grain DVAE."""
+
+from dit_jax.core.errors import UserError
+from dit_jax.models import dit
+from dit_jax.tasks import dct
+from dit_jax.tasks.task import Task
+
+
+def make_model(config, meta: dict) -> dit.DiT:
+  """The model of a config and of the facts that its latents carry."""
+  if len(meta["factors"]) != 1:
+    raise UserError(
+      f"The dit stage takes latents of one grain, these have factors {tuple(meta['factors'])}; "
+      "set dvae.model.factors to one number, as (8,), or train the stages dgt and dct."
+    )
+  fields = dict(config.dit.model)
+  variant = fields.pop("variant", "")
+  preset = dit.decode_variant(variant) if variant else {}
+  return dit.DiT(
+    **{**preset, **fields},
+    grid=tuple(meta["grid"]),
+    z_channels=meta["z_channels"],
+    num_classes=len(meta["classes"]["children"]),
+    learn_sigma=config.dit.diffusion.learn_sigma,
+  )
+
+
+def content_fn(model: dit.DiT):
+  """The model as `sampling.generate.Models.content`: grains and tokens say nothing here."""
+  return lambda params, z, t, label, grains, tokens: model.apply(params, z, t, label)
+
+
+def build(config, workdir, mesh) -> Task:
+  """The stage on the latent cache of `workdir`, which it makes if it is missing."""
+  return dct.build_content(config, workdir, mesh, "dit", make_model, content_fn)

@@ -1,0 +1,183 @@
+"""What the stages on latents share: the cache that the DVAE leaves them, and their assembly."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.core import buckets
+from dit_jax.core import tree as trees
+from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.models.dvae import dvae as dvae_model
+from dit_jax.sampling import generate, grids
+from dit_jax.tasks import dvae
+from dit_jax.tasks.task import Task
+from dit_jax.training.checkpoint import Checkpoints
+
+SHOWN = 16  # pictures of a preview
+
+
+def ensure(config, workdir, mesh) -> latents.LatentSource:
+  """The latent cache of a workdir, written if it is missing, refused if it is stale."""
+  del mesh
+  workdir = pathlib.Path(workdir)
+  gen, vae_meta = _trained_dvae(workdir)
+  source = sources.open_source(config.data, "train")
+  key = {
+    "vae": trees.content_hash(gen),
+    "data": source.fingerprint,
+    "taus": vae_meta["thresholds"]["taus"],
+    "image_size": config.data.image_size,
+    "flip": config.latents.flip,
+  }
+  folder = workdir / "latents"
+  if not folder.exists():
+    _write(config, folder, key, gen, vae_meta, source)
+  latents.check(folder, key)
+  return latents.LatentSource(folder)
+
+
+def dvae_params(workdir):
+  """The averaged weights of a workdir's DVAE."""
+  return _trained_dvae(pathlib.Path(workdir))[0]
+
+
+def _trained_dvae(workdir: pathlib.Path):
+  ema, meta, _ = Checkpoints(workdir / "dvae").restore_ema()
+  return ema["gen"], meta
+
+
+def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source) -> None:
+  """Encodes every image, and its mirror image if latents.flip, into the cache."""
+  factors = tuple(config.dvae.model.factors)
+  stage = dvae.DVAETask(config.dvae, config.data.image_size)
+  maps = grain_maps.GrainMaps.from_record(vae_meta["thresholds"])
+  encode = jax.jit(stage.encode_moments)
+  size = config.data.image_size
+  meta = key | {
+    "factors": factors,
+    "regions": (size // factors[-1],) * 2,
+    "grid": (size // factors[0],) * 2,
+    "z_channels": config.dvae.model.z_channels,
+    "classes": source.classes.to_json(),
+    "thresholds": vae_meta["thresholds"],
+  }
+
+  def records():
+    for batch in pipeline.in_order(source, config.latents.batch_size):
+      valid = batch.pop("valid")
+      batch = maps.add_to(batch)
+      for flipped in (False, True) if config.latents.flip else (False,):
+        image, grains = batch["image"], batch["grains"]
+        if flipped:
+          image, grains = image[:, :, ::-1], grains[:, :, ::-1]
+        moments = np.asarray(encode({"gen": gen}, image, grains))
+        for i in np.flatnonzero(valid):
+          yield {
+            "moments": moments[i],
+            "grains": grains[i],
+            "label": batch["label"][i],
+            "index": batch["index"][i],
+            "flipped": flipped,
+          }
+
+  print(f"[latents] encoding {len(source):,} images into {folder}", file=sys.stderr, flush=True)
+  latents.write(folder, meta, records())
+
+
+def capacity(cache) -> int:
+  """Refinement tokens of one static shape that holds every map of the cache."""
+  factors = tuple(cache.meta["factors"])
+  rows, cols = cache.meta["regions"]
+  return buckets.capacity_for(
+    int(buckets.num_tokens(cache.grains, factors).max()), rows * cols, factors
+  )
+
+
+def statistics(cache) -> dict:
+  """Mean and deviation of the codes by grain and channel, measured once and kept in the cache."""
+  path = pathlib.Path(cache.directory) / "statistics.json"
+  if not path.exists():
+    mean, std = latents.latent_stats(cache, tuple(cache.meta["factors"]))
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
+    temporary.replace(path)
+  return json.loads(path.read_text())
+
+
+def shown_rows(cache) -> dict:
+  """The cache's rows that previews show, evenly spaced."""
+  return cache.read(np.linspace(0, len(cache) - 1, min(SHOWN, len(cache))).round().astype(int))
+
+
+def task(
+  config, cache, *, name, init, loss_fn, normalizers, preview, frozen=None, transform=None
+) -> Task:
+  """A stage on a latent cache."""
+
+  def batches(first_step: int):
+    return pipeline.batches(
+      cache,
+      config[name].batch_size,
+      seed=config.seed,
+      start_step=first_step,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      threads=config.data.workers,
+      transform=transform,
+    )
+
+  facts = ("factors", "regions", "grid", "z_channels", "image_size", "classes", "thresholds")
+  return Task(
+    name=name,
+    init=init,
+    frozen={} if frozen is None else frozen,
+    loss_fn=loss_fn,
+    normalizers=normalizers,
+    batches=batches,
+    num_images=len(cache),
+    fingerprint=cache.fingerprint,
+    meta={k: cache.meta[k] for k in facts} | {"latent_stats": statistics(cache)},
+    preview=preview,
+  )
+
+
+def picture_preview(config, cache, loss, content):
+  """(params, frozen) -> decoded latents above samples with the same maps and labels."""
+  shown, meta = shown_rows(cache), cache.meta
+  decoder = dvae.make_model(config.dvae.model)
+  decode = lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode")
+  settings = dict(config.sampling) | {"steps": min(config.sampling.steps, 50), "stepper": "ddim"}
+  generator = generate.Generator(
+    generate.Models(
+      map_logits=None,
+      content=lambda params, *args: content(params["content"], *args),
+      decode=decode,
+      process=loss.process,
+      factors=tuple(meta["factors"]),
+      regions=tuple(meta["regions"]),
+      channels=meta["z_channels"],
+      num_classes=loss.num_classes,
+      mean=loss.mean,
+      std=loss.std,
+    ),
+    generate.Settings(**settings),
+  )
+
+  @jax.jit
+  def decoded(params, moments):
+    return generate.to_uint8(decode(params, dvae_model.split_moments(moments)[0]))
+
+  def preview(params, frozen):
+    params = {"content": params, "dvae": frozen["dvae"]}
+    label, index = shown["label"], shown["index"]
+    drawn = np.concatenate(
+      list(generator.images(params, label, index, shown["grains"], config.seed, SHOWN))
+    )
+    real = np.asarray(decoded(params, jnp.asarray(shown["moments"])))
+    return grids.blocks([("decoded", real), ("samples, same maps and labels", drawn)])
+
+  return preview

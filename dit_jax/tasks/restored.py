@@ -1,0 +1,99 @@
+"""A trained workdir as sampling sees it: models, averaged weights and the facts beside them."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.core import config as configs
+from dit_jax.core.errors import UserError
+from dit_jax.data import grain_maps, hierarchy, images, transforms
+from dit_jax.sampling import generate
+from dit_jax.tasks import dct, dgt, dit, latent_stage
+from dit_jax.tasks import dvae as dvae_task
+from dit_jax.training.checkpoint import Checkpoints
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What `load` finds in a workdir.
+
+  Attributes:
+    config: as the content stage was trained.
+    meta: of the content stage's checkpoint: classes, thresholds, latent statistics.
+    classes: names and hierarchy.
+    models: for `sampling.generate.Generator`.
+    params: dict of the averaged weights that `models` take.
+    step: of the content stage.
+  """
+
+  config: Any
+  meta: dict
+  classes: hierarchy.ClassTable
+  models: generate.Models
+  params: dict
+  step: int
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.classes.children)
+
+  def settings(self, steps: int | None = None, guidance: float | None = None) -> generate.Settings:
+    """The run's own sampling settings, with what the caller wants otherwise."""
+    own = dict(self.config.sampling)
+    given = {"steps": steps, "guidance": guidance}
+    return generate.Settings(**(own | {k: v for k, v in given.items() if v is not None}))
+
+  def map_of_image(self, path: str) -> np.ndarray:
+    """The grain map of an image file, cropped as in training."""
+    if len(self.meta["factors"]) == 1:
+      return np.zeros(self.models.regions, np.int32)
+    try:
+      square = transforms.center_crop(images.decode(path), self.meta["image_size"])
+    except images.BrokenImage as e:
+      raise UserError(f"--grain=entropy-of:{path} cannot be read ({e}); give an image file.") from e
+    return grain_maps.GrainMaps.from_record(self.meta["thresholds"]).of(square).astype(np.int32)
+
+
+def load(workdir, step: int | None = None) -> Run:
+  """Reads the newest (or the given) checkpoint of every stage; executes no recipe.
+
+  Args:
+    workdir: of a run whose stages are trained.
+    step: of the content stage; the others take their newest.
+
+  Raises:
+    UserError: no such workdir, stage or checkpoint.
+  """
+  workdir = pathlib.Path(workdir)
+  if not (workdir / "config.json").exists():
+    raise UserError(f"--workdir={workdir} has no config.json; give the folder of a trained run.")
+  config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+  content = "dit" if "dit" in config.stages else "dct"
+  module = dit if content == "dit" else dct
+  ema, meta, step = Checkpoints(workdir / content).restore_ema(step)
+  config = configs.from_json(meta["config"])
+  params = {"content": ema, "dvae": latent_stage.dvae_params(workdir)}
+  model = module.make_model(config, meta)
+  apply = module.content_fn(model)
+  map_logits = None
+  if content == "dct":
+    params["dgt"], map_meta, _ = Checkpoints(workdir / "dgt").restore_ema()
+    map_model = dgt.make_model(config, map_meta)
+    map_logits = lambda params, *args: map_model.apply(params["dgt"], *args)
+  decoder = dvae_task.make_model(config.dvae.model)
+  models = generate.Models(
+    map_logits=map_logits,
+    content=lambda params, *args: apply(params["content"], *args),
+    decode=lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode"),
+    process=dct.make_process(config[content].diffusion),
+    factors=tuple(meta["factors"]),
+    regions=tuple(meta["regions"]),
+    channels=meta["z_channels"],
+    num_classes=model.num_classes,
+    mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
+    std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
+  )
+  return Run(config, meta, hierarchy.ClassTable.from_json(meta["classes"]), models, params, step)

@@ -1,0 +1,39 @@
+"""What the training loop is handed: one stage, by value."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A stage as the loop sees it.
+
+  Attributes:
+    name: the stage, its folder under the workdir.
+    init: key -> params.
+    frozen: tree that the loss needs and nothing updates; saved once, by its hash.
+    loss_fn: (params, frozen, batch, keys, norm, step) -> (loss, metrics); every term is a sum over
+      the batch divided by the denominators in `norm`, so micro-batches add up to one batch.
+    normalizers: global batch -> norm.
+    batches: first step -> endless iterator of this process's rows, dicts with `index` [b].
+    num_images: images an epoch.
+    fingerprint: of the data and of everything made from it that the stage reads.
+    meta: JSON-ready facts that sampling needs: class table, thresholds, latent statistics.
+    preview: (params, frozen) -> uint8 picture [H, W, 3] that shows how far the stage is.
+    skipped: () -> names of unreadable images met so far.
+  """
+
+  name: str
+  init: Callable[[Any], Any]
+  frozen: Any
+  loss_fn: Callable[..., tuple[Any, dict]]
+  normalizers: Callable[[dict], dict]
+  batches: Callable[[int], Iterator[dict]]
+  num_images: int
+  fingerprint: str
+  meta: dict
+  preview: Callable[[Any, Any], np.ndarray]
+  skipped: Callable[[], list[str]] = list

@@ -1,0 +1,196 @@
+"""One loop for every stage: stages in order, each resumed from its last checkpoint.
+
+    train_and_evaluate(config, workdir)
+
+is what `python -m dit_jax.main` calls, and notebooks and tests too.
+"""
+
+import functools
+import importlib
+import pathlib
+import sys
+import time
+
+import jax
+
+from dit_jax.core import clock, signals
+from dit_jax.core import config as configs
+from dit_jax.core import tree as trees
+from dit_jax.core.errors import UserError
+from dit_jax.core.writer import Writer
+from dit_jax.sampling import grids
+from dit_jax.tasks.task import Task
+from dit_jax.training import checkpoint, optim, sharding, state, step
+
+STAGES = ("dvae", "dgt", "dct", "dit")
+
+
+def train_and_evaluate(config, workdir, stage: str = "") -> None:
+  """Trains every stage of `config.stages` in order; finished stages are passed over.
+
+  Args:
+    config: a recipe's ConfigDict.
+    workdir: everything is written here, each stage in a folder of its own.
+    stage: train this one alone; the stages that it builds on must be finished.
+
+  Raises:
+    UserError: what the user can change: config, data, mesh, workdir.
+    FloatingPointError: ten updates in a row were not finite.
+    SystemExit: a signal asked to stop; the state is saved.
+  """
+  names = check_stages(config, stage)
+  mesh = sharding.make_mesh(config.mesh)
+  for name in names:
+    sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  workdir = pathlib.Path(workdir)
+  claim(workdir, config)
+  for name in names:
+    begin = time.monotonic()
+    folder = workdir / name
+    if checkpoint.Checkpoints(folder).latest() == config[name].total_steps:
+      _say(f"[{name}] finished before: {config[name].total_steps} steps in {folder}")
+      continue
+    task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
+    train_stage(task, config, folder, mesh)
+    _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
+  _say(f"everything is in {workdir}: checkpoints, metrics.jsonl and previews of each stage")
+
+
+def check_stages(config, stage: str = "") -> tuple[str, ...]:
+  """The stages to train, after refusing what no stage could train with."""
+  for name in config.stages:
+    if name not in STAGES or name not in config:
+      raise UserError(
+        f"config.stages has {name!r}; expected names of {', '.join(STAGES)}, each with its block."
+      )
+  if not stage:
+    return tuple(config.stages)
+  if stage not in config.stages:
+    raise UserError(f"--stage={stage} is not in config.stages={tuple(config.stages)}.")
+  return (stage,)
+
+
+def claim(workdir: pathlib.Path, config) -> None:
+  """Stores the config in the workdir, or refuses a workdir that holds another config's run."""
+  path = workdir / "config.json"
+  try:
+    if path.exists():
+      configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
+    elif workdir.exists() and any(workdir.iterdir()):
+      raise UserError(
+        f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
+      )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+      temporary = path.with_suffix(".tmp")
+      temporary.write_text(configs.to_json(config), encoding="utf-8")
+      temporary.replace(path)
+  except OSError as e:
+    raise UserError(f"--workdir={workdir} cannot be used ({e.strerror}); choose another.") from e
+
+
+def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
+  """Trains one stage to `total_steps`, from its last checkpoint if there is one."""
+  block = config[task.name]
+  tx = optim.make_tx(block.optim, block.total_steps)
+  checkpoints = checkpoint.Checkpoints(folder)
+  train_state, first = _born_or_restored(task, tx, checkpoints, config.seed, mesh)
+  jitted = step.make_step(
+    loss_fn=task.loss_fn,
+    normalizers=task.normalizers,
+    tx=tx,
+    ema_decay=block.ema_decay,
+    seed=config.seed,
+    accum=block.accum,
+    mesh=mesh,
+    state_shardings=jax.tree.map(lambda x: x.sharding, train_state),
+  )
+  _banner(task, block, train_state, first, mesh)
+  meta = task.meta | {"config": configs.to_json(config)}
+  save = functools.partial(_save, checkpoints, task, config.seed, meta)
+  progress = clock.Progress(block.total_steps, block.batch_size, first, label=task.name)
+  with Writer(folder, task.name, first + 1) as writer, signals.stop_on_signal() as stop:
+    batches, pending = task.batches(first), None
+    for now in range(first + 1, block.total_steps + 1):
+      train_state, metrics = jitted(train_state, sharding.put_batch(next(batches), mesh))
+      progress.tick(now)
+      if pending is not None:  # the step before this one: the device is never waited for
+        _report(*pending, task.name, writer, progress)
+        pending = None
+      if clock.due(now, block.every.log, block.total_steps):
+        pending = now, metrics
+      if clock.due(now, block.every.save, block.total_steps) or stop.requested:
+        step.check_finite(jax.device_get(metrics), task.name, now)
+        save(train_state)
+      if stop.requested:
+        progress.close()
+        checkpoints.close()
+        _say(f"[{task.name}] stopped by signal {stop.signum} and saved at step {now}")
+        raise SystemExit(128 + stop.signum)
+      if clock.due(now, block.every.preview, block.total_steps):
+        _preview(task, train_state, now, folder, writer)
+    if pending is not None:
+      _report(*pending, task.name, writer, progress)
+  batches.close()
+  progress.close()
+  checkpoints.close()
+  if skipped := task.skipped():
+    _say(f"[{task.name}] skipped {len(skipped)} unreadable images: {', '.join(skipped[:5])}")
+
+
+def _born_or_restored(task: Task, tx, checkpoints, seed: int, mesh):
+  """The state at the last checkpoint or at step 0, born sharded, and its step."""
+  init = lambda key, frozen: state.create(task.init(key), tx, frozen)
+  key = jax.random.fold_in(jax.random.key(seed), 0)
+  shapes = jax.eval_shape(init, key, task.frozen)
+  shardings = sharding.infer(shapes, mesh)
+  abstract = jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+  )
+  restored = checkpoints.restore(abstract)
+  if restored is None:
+    frozen = jax.device_put(task.frozen, shardings.frozen)
+    return jax.jit(init, out_shardings=shardings)(key, frozen), 0
+  want = {"seed": seed, "fingerprint": task.fingerprint}
+  old = restored.data
+  if changed := [f"{k}: {old.get(k)} -> {v}" for k, v in want.items() if old.get(k) != v]:
+    raise UserError(
+      f"stage {task.name} was trained on other data ({'; '.join(changed)}); go back to that data, "
+      "or choose a new workdir."
+    )
+  return restored.state, restored.step
+
+
+def _save(checkpoints, task: Task, seed: int, meta: dict, train_state) -> None:
+  now = int(train_state.step)
+  data = {"step": now, "seed": seed, "fingerprint": task.fingerprint}
+  checkpoints.save(now, train_state, data=data, meta=meta)
+
+
+def _report(now: int, metrics, name: str, writer: Writer, progress: clock.Progress) -> None:
+  metrics = jax.device_get(metrics)
+  step.check_finite(metrics, name, now)
+  writer.write(now, metrics)
+  progress.report(now, metrics)
+
+
+def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Writer) -> None:
+  picture = task.preview(train_state.ema, train_state.frozen)
+  if jax.process_index() == 0:
+    grids.save_png(folder / "previews" / f"step_{now:08d}.png", picture)
+    writer.write_images(now, {"preview": picture})
+
+
+def _banner(task: Task, block, train_state, first: int, mesh) -> None:
+  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  _say(
+    f"[{task.name}] {trees.count(train_state.params):,} parameters; batch {block.batch_size} global"
+    f" = {block.batch_size // shards // block.accum} a device x {shards} x {block.accum}"
+    f" accumulated; {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
+    f" epoch; steps {first} -> {block.total_steps}"
+  )
+
+
+def _say(line: str) -> None:
+  if jax.process_index() == 0:
+    print(line, file=sys.stderr, flush=True)
