@@ -87,9 +87,7 @@ def test_projection_is_idempotent_and_keeps_the_mean(factors):
 def test_all_fine_selects_the_finest_and_all_coarse_the_coarsest():
   factors = (8, 16)
   coarse, fine = jnp.ones((1, 4, 4, 2)), jnp.full((1, 8, 8, 2), 2.0)
-  pick = lambda g: structure.select(
-    [coarse, fine], jnp.full((1, 4, 4), g), factors
-  )
+  pick = lambda g: structure.select([coarse, fine], jnp.full((1, 4, 4), g), factors)
   np.testing.assert_array_equal(pick(1), fine)
   np.testing.assert_array_equal(pick(0), repeat(coarse, "b h w c -> b (h 2) (w 2) c"))
 
