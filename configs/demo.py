@@ -23,7 +23,7 @@ def get_config(arg=None):
     source="twemoji",
     path="",
     image_size=64,
-    classes=(100, 10) if arg.all else (36, 3),
+    classes=(100, 10) if arg.all else (33, 3),
     holdout=10,
     only=() if arg.all else ("Smileys & Emotion", "Symbols", "Flags"),
     workers=1,
@@ -58,7 +58,7 @@ def get_config(arg=None):
       encoder_mults=(1, 1, 2, 2),
       decoder_mults=(1, 1, 2),
       res_blocks=1,
-      decoder_res_blocks=1 if tiny else 2,
+      decoder_res_blocks=1,
       attention=False,
       stem=2,  # the levels at full resolution would cost most of the time
       dtype="float32",
@@ -75,11 +75,11 @@ def get_config(arg=None):
     ),
     flip=True,
     optim=adam,
-    batch_size=8 if tiny else 24,
+    batch_size=8 if tiny else 16,
     accum=1,
-    total_steps=4 if tiny else 1_100,
+    total_steps=4 if tiny else 1_200,
     ema_decay=0.995,
-    every=dict(log=2 if tiny else 25, save=2 if tiny else 200, preview=4 if tiny else 550),
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 200, preview=4 if tiny else 400),
   )
   c.dgt = dict(
     model=dict(
@@ -94,14 +94,14 @@ def get_config(arg=None):
     optim=dict(adam, lr=2e-3),
     batch_size=8 if tiny else 32,
     accum=1,
-    total_steps=4 if tiny else 800,
+    total_steps=4 if tiny else 600,
     ema_decay=0.99,
-    every=dict(log=2 if tiny else 25, save=2 if tiny else 400, preview=4 if tiny else 800),
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 300, preview=4 if tiny else 600),
   )
   c.dct = dict(
     model=dict(
       depth=2 if tiny else 6,
-      refine_depth=1 if tiny else 2,
+      refine_depth=1,
       width=32 if tiny else 192,
       num_heads=2 if tiny else 3,
       qk_norm=True,
@@ -118,7 +118,7 @@ def get_config(arg=None):
       label_drop=0.1,
     ),
     optim=dict(adam, name="muon", lr=2e-3),
-    batch_size=8 if tiny else 32,
+    batch_size=8 if tiny else 16,  # more steps help more than more images a step
     accum=1,
     total_steps=4 if tiny else 1_500,
     ema_decay=0.995,

@@ -38,6 +38,7 @@ def main():
 def of_config(config) -> dict:
   """Sizes of a recipe; see README for the fields."""
   train.check_stages(config)
+  sizes.check_models(config)
   mesh = sharding.make_mesh(config.mesh)
   for name in config.stages:
     sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
@@ -49,8 +50,9 @@ def of_config(config) -> dict:
     "tokens": sizes.tokens(config),
     "flops_per_image": measured["flops_per_image"],
     "bytes_per_device": {
-      "state": max(measured["state_bytes"].values()),  # stages run one after the other
-      "activations": None,
+      # Stages run one after the other.
+      "state": max(measured["state_bytes"].values()),
+      "activations": max(measured["activation_bytes"].values()),
     },
     "classes": {"children": children, "superclasses": superclasses, "note": note},
     "devices": jax.device_count(),
@@ -60,11 +62,17 @@ def of_config(config) -> dict:
 
 def _classes(config) -> tuple[int, int, str]:
   """Classes counted from the data, or what the recipe expects where the data is absent."""
+  absent = "data.path is empty"
   if config.data.path or config.data.source != "folder":
-    table = sources.open_source(config.data, "all").classes
-    return len(table.children), len(table.superclasses), "counted from the data"
+    try:
+      table = sources.open_source(config.data, "all").classes
+      return len(table.children), len(table.superclasses), "counted from the data"
+    except UserError as e:
+      if not isinstance(e.__cause__, ImportError):  # a packaged set that is not installed
+        raise
+      absent = str(e)
   children, superclasses = config.data.classes
-  return children, superclasses, "expected by the recipe: data.path is empty"
+  return children, superclasses, f"expected by the recipe: {absent}"
 
 
 def of_data(path: str) -> dict:
@@ -106,8 +114,10 @@ def as_text(facts: dict) -> str:
       f"{cost['train'] / 1e9:9.1f} GFLOP a training step, an image"
     )
   lines.append(
-    f"state    {per_device['state'] / 2**30:.2f} GiB on each of {facts['devices']} devices, at the "
-    "largest stage"
+    "memory   {state:.2f} GiB of state, {activations:.2f} GiB of activations".format(
+      **{name: size / 2**30 for name, size in per_device.items()}
+    )
+    + f" on each of {facts['devices']} devices, each at its largest stage"
   )
   return "\n".join(lines)
 

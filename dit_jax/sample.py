@@ -4,6 +4,7 @@ Reads the checkpoints alone: no recipe is needed and none is executed. Picture j
 on the seed, the class and j, not on --num, --batch, the other classes or the number of devices.
 """
 
+import os
 import pathlib
 import sys
 
@@ -22,7 +23,9 @@ _CLASSES = flags.DEFINE_string(
   "classes", "all", "Names, ids (#3) or 'all', comma separated.", flag_values=FLAGS
 )
 _NUM = flags.DEFINE_integer("num", 1, "Pictures a class.", lower_bound=1, flag_values=FLAGS)
-_SEED = flags.DEFINE_integer("seed", 0, "Root of every draw.", flag_values=FLAGS)
+_SEED = flags.DEFINE_integer(
+  "seed", 0, "Root of every draw.", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
+)
 _STEPS = flags.DEFINE_integer("steps", None, "Steps; default: the run's.", flag_values=FLAGS)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Scale; default: the run's.", flag_values=FLAGS)
 _BATCH = flags.DEFINE_integer(
@@ -39,6 +42,9 @@ def main():
   if not _WORKDIR.value:
     raise UserError("--workdir=DIR is needed: the folder of a trained run.")
   kind, image_path = grain_source.parse(_GRAIN.value)
+  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples.png")
+  for name, path in (("out", out), ("npz", pathlib.Path(_NPZ.value or out))):
+    _refuse_unwritable(name, path)
   run = restored.load(_WORKDIR.value, _STEP.value)
   labels, names = _labels(run, _CLASSES.value)
   settings = run.settings(steps=_STEPS.value, guidance=_GUIDANCE.value)
@@ -62,15 +68,22 @@ def main():
   images = np.concatenate(
     list(generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value))
   )
-  out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples.png")
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
+    pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
     np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains)
   _say(
     f"{len(images)} pictures of {len(labels)} classes ({', '.join(names[:5])}"
     f"{', ...' if len(names) > 5 else ''}), seed {_SEED.value}, {settings.steps} steps, guidance "
     f"{settings.guidance}: {out}"
   )
+
+
+def _refuse_unwritable(name: str, path: pathlib.Path) -> None:
+  """Raises UserError where a picture could not be written after the hours that it took."""
+  folder = next(p for p in path.absolute().parents if p.exists())
+  if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    raise UserError(f"--{name}={path} cannot be written; name a file in a folder of yours.")
 
 
 def _labels(run, text: str) -> tuple[np.ndarray, list[str]]:

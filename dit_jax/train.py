@@ -5,6 +5,7 @@
 is what `python -m dit_jax.main` calls, and notebooks and tests too.
 """
 
+import contextlib
 import functools
 import importlib
 import pathlib
@@ -20,7 +21,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.sampling import grids
 from dit_jax.tasks.task import Task
-from dit_jax.training import checkpoint, optim, sharding, state, step
+from dit_jax.training import checkpoint, optim, sharding, state, step, stored
 
 STAGES = ("dvae", "dgt", "dct", "dit")
 
@@ -47,7 +48,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   for name in names:
     begin = time.monotonic()
     folder = workdir / name
-    if checkpoint.Checkpoints(folder).latest() == config[name].total_steps:
+    if (checkpoint.Checkpoints(folder).latest() or 0) >= config[name].total_steps:
       _say(f"[{name}] finished before: {config[name].total_steps} steps in {folder}")
       continue
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
@@ -73,16 +74,17 @@ def check_stages(config, stage: str = "") -> tuple[str, ...]:
 def claim(workdir: pathlib.Path, config) -> None:
   """Stores the config in the workdir, or refuses a workdir that holds another config's run."""
   path = workdir / "config.json"
+  temporary = path.with_suffix(".tmp")  # all that a run killed here leaves
+  writes = jax.process_index() == 0
   try:
     if path.exists():
       configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
-    elif workdir.exists() and any(workdir.iterdir()):
+    elif writes and workdir.exists() and set(workdir.iterdir()) - {temporary}:
       raise UserError(
         f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
       )
     workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-      temporary = path.with_suffix(".tmp")
+    if writes:
       temporary.write_text(configs.to_json(config), encoding="utf-8")
       temporary.replace(path)
   except OSError as e:
@@ -109,8 +111,14 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   meta = task.meta | {"config": configs.to_json(config)}
   save = functools.partial(_save, checkpoints, task, config.seed, meta)
   progress = clock.Progress(block.total_steps, block.batch_size, first, label=task.name)
-  with Writer(folder, task.name, first + 1) as writer, signals.stop_on_signal() as stop:
-    batches, pending = task.batches(first), None
+  with (
+    signals.stop_on_signal() as stop,
+    Writer(folder, task.name, first + 1) as writer,
+    contextlib.closing(checkpoints),
+    contextlib.closing(progress),
+    contextlib.closing(task.batches(first)) as batches,
+  ):
+    now, pending = first, None
     for now in range(first + 1, block.total_steps + 1):
       train_state, metrics = jitted(train_state, sharding.put_batch(next(batches), mesh))
       progress.tick(now)
@@ -119,21 +127,22 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         pending = None
       if clock.due(now, block.every.log, block.total_steps):
         pending = now, metrics
-      if clock.due(now, block.every.save, block.total_steps) or stop.requested:
+      stopping = stop.requested  # looked at once: what arrives later waits for the next step
+      if clock.due(now, block.every.save, block.total_steps) or stopping:
         step.check_finite(jax.device_get(metrics), task.name, now)
+        if pending is not None:  # no run resumes behind a line that was never written
+          _report(*pending, task.name, writer, progress)
+          pending = None
         save(train_state)
-      if stop.requested:
-        progress.close()
-        checkpoints.close()
-        _say(f"[{task.name}] stopped by signal {stop.signum} and saved at step {now}")
-        raise SystemExit(128 + stop.signum)
       if clock.due(now, block.every.preview, block.total_steps):
         _preview(task, train_state, now, folder, writer)
+      if stopping:
+        break
     if pending is not None:
       _report(*pending, task.name, writer, progress)
-  batches.close()
-  progress.close()
-  checkpoints.close()
+  if stop.requested:
+    _say(f"[{task.name}] stopped by signal {stop.signum} and saved at step {now}")
+    raise SystemExit(128 + stop.signum)
   if skipped := task.skipped():
     _say(f"[{task.name}] skipped {len(skipped)} unreadable images: {', '.join(skipped[:5])}")
 
@@ -175,7 +184,7 @@ def _report(now: int, metrics, name: str, writer: Writer, progress: clock.Progre
 
 
 def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Writer) -> None:
-  picture = task.preview(train_state.ema, train_state.frozen)
+  picture = task.preview(*stored.host((train_state.ema, train_state.frozen)))
   if jax.process_index() == 0:
     grids.save_png(folder / "previews" / f"step_{now:08d}.png", picture)
     writer.write_images(now, {"preview": picture})

@@ -9,3 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 install .venv "$EXTRAS" "${PYTHONS[@]}"
 "$python" -m dit_jax.main --config="$CONFIG" --workdir="$WORKDIR" "$@"
+"$python" launch/demo_report.py "$WORKDIR"

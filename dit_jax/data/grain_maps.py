@@ -7,6 +7,7 @@ the user's own images and kept beside the fingerprint of those images (D2iT, dyn
 import json
 import pathlib
 
+import jax
 import numpy as np
 
 from dit_jax.core import entropy
@@ -109,7 +110,7 @@ def _entropies(source, region: int, count: int) -> tuple[np.ndarray, np.ndarray]
 
 def _write(path: pathlib.Path, indices, values, record: dict) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(".tmp.npz")
+  temporary = path.with_suffix(f".{jax.process_index()}.tmp.npz")  # every process writes the same
   np.savez_compressed(temporary, indices=indices, entropies=values, record=json.dumps(record))
   temporary.replace(path)
 

@@ -7,6 +7,7 @@ in flight or more devices only change how many of those programs run at once.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -69,8 +70,18 @@ class Settings:
   def __post_init__(self):
     if self.stepper not in ("ddpm", "ddim"):
       raise UserError(f"stepper={self.stepper!r} is unknown; choose 'ddpm' or 'ddim'.")
-    if self.steps < 1:
-      raise UserError(f"steps={self.steps} must be at least 1.")
+    for name in ("steps", "map_steps"):
+      if getattr(self, name) < 1:
+        raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+    for name in ("guidance", "map_guidance"):
+      if not math.isfinite(getattr(self, name)):
+        raise UserError(f"{name}={getattr(self, name)} must be a number; 1 means no guidance.")
+    if self.map_order not in grain_maps.ORDERS:
+      raise UserError(
+        f"map_order={self.map_order!r} is unknown; choose one of {grain_maps.ORDERS}."
+      )
+    if not 0 < self.map_temperature < math.inf:
+      raise UserError(f"map_temperature={self.map_temperature} must be above 0; the default is 1.")
     if self.microbatch < 2:
       raise UserError(
         f"microbatch={self.microbatch} must be at least 2: the one-row path rounds differently."
@@ -78,10 +89,15 @@ class Settings:
 
 
 class Generator:
-  """Compiled programs of a set of models; call `grain_maps`, then `images`."""
+  """Compiled programs of a set of models; call `grain_maps`, then `images`.
+
+  Raises:
+    UserError: more steps than the schedule has.
+  """
 
   def __init__(self, models: Models, settings: Settings, devices=None):
     self.models, self.settings = models, settings
+    jax.eval_shape(self._times)  # so that a wrong number of steps is refused before any compile
     devices = jax.local_devices() if devices is None else devices
     self.mesh = jax.make_mesh((len(devices),), ("row",), (AxisType.Auto,), devices=devices)
     self.rows = settings.microbatch * len(devices)
@@ -92,7 +108,8 @@ class Generator:
     """Maps drawn by the grain transformer, int [n, rows, cols]; zeros where k = 1."""
     if self.models.map_logits is None:
       return np.zeros((len(label), *self.models.regions), np.int32)
-    run = lambda rows: self._maps(params, np.int32(seed), rows)
+    params = self._on_every_device(params)
+    run = lambda rows: self._maps(params, np.uint32(seed), rows)
     chunks = self._chunks({"label": label, "index": index})
     return np.concatenate([np.asarray(run(rows))[:kept] for rows, kept in chunks])
 
@@ -112,19 +129,27 @@ class Generator:
       label: classes, int [n].
       index: sample numbers, int [n]; with the seed they decide the noise.
       grains: maps, int [n, rows, cols].
-      seed: root of the noise.
+      seed: root of the noise, 0 to 2^32 - 1.
       batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
     """
     rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
     rows |= self._tokens(rows["grains"])
+    params = self._on_every_device(params)
     in_flight = []
     for chunk, kept in self._chunks(rows):
       scale = np.float32(self.settings.guidance)
-      in_flight.append((self._images(params, np.int32(seed), chunk, scale), kept))
+      in_flight.append((self._images(params, np.uint32(seed), chunk, scale), kept))
       if len(in_flight) * self.rows >= batch:
         yield from (np.asarray(x)[:n] for x, n in in_flight)
         in_flight = []
     yield from (np.asarray(x)[:n] for x, n in in_flight)
+
+  def _times(self) -> jax.Array:
+    return self.models.process.schedule.times(self.settings.steps)
+
+  def _on_every_device(self, params):
+    """Parameters read on one device, or split over a training mesh, on all devices of this one."""
+    return jax.device_put(params, NamedSharding(self.mesh, P()))
 
   def _tokens(self, grains: np.ndarray) -> dict:
     factors = self.models.factors
@@ -171,9 +196,7 @@ class Generator:
     m, s = self.models, self.settings
     keys = rng.sample_keys(seed, rows["index"])
     grains = rows["grains"]
-    noise_fn = lambda keys: structure.structured_noise(
-      keys, grains, m.factors, m.channels
-    )
+    noise_fn = lambda keys: structure.structured_noise(keys, grains, m.factors, m.channels)
     stepper = _stepper(s.stepper, m.process)
 
     def model_fn(z, t, label=rows["label"]):
@@ -185,7 +208,7 @@ class Generator:
     z = sampler.sample(
       m.process.denoiser(model_fn),
       stepper(noise_fn),
-      m.process.schedule.times(s.steps),
+      self._times(),
       noise_fn(rng.stream(keys, "start")),
       rng.stream(keys, "steps"),
     )

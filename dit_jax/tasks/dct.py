@@ -70,9 +70,7 @@ class DiffusionLoss:
 
     cells = structure.cell_grains(batch["grains"], self.factors)
     weights = structure.unique_weights(batch["grains"], self.factors)
-    reduce = lambda e: losses.reduce_terms(
-      e, cells, weights, self.kind, norm, self.grain_weights
-    )
+    reduce = lambda e: losses.reduce_terms(e, cells, weights, self.kind, norm, self.grain_weights)
     pred, log_var_mix = self.process.split(out)
     mse = reduce(losses.mse_terms(pred, self.process.target(x0, eps, t)))
     if log_var_mix is None:
@@ -152,9 +150,10 @@ def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> T
 
   def init(key):
     one = add_tokens({"grains": np.zeros((1, *meta["regions"]), np.int32)})
+    one = jax.tree.map(jnp.asarray, one)
     z = jnp.zeros((1, *meta["grid"], meta["z_channels"]))
     args = z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    extra = () if len(factors) == 1 else (jnp.asarray(one["grains"]), tokens_of(one))
+    extra = () if len(factors) == 1 else (one["grains"], tokens_of(one))
     return model.init(key, *args, *extra)
 
   return latent_stage.task(

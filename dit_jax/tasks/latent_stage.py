@@ -7,9 +7,11 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dit_jax.core import buckets
 from dit_jax.core import tree as trees
+from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.sampling import generate, grids
@@ -21,10 +23,19 @@ SHOWN = 16  # pictures of a preview
 
 
 def ensure(config, workdir, mesh) -> latents.LatentSource:
-  """The latent cache of a workdir, written if it is missing, refused if it is stale."""
+  """The latent cache of a workdir, written if it is missing, refused if it is stale.
+
+  Raises:
+    UserError: the cache is stale or damaged, or the DVAE is not trained to its end.
+  """
   del mesh
   workdir = pathlib.Path(workdir)
-  gen, vae_meta = _trained_dvae(workdir)
+  gen, vae_meta, step = _trained_dvae(workdir)
+  if step < config.dvae.total_steps:
+    raise UserError(
+      f"the dvae stage in {workdir} is at step {step} of {config.dvae.total_steps}; train it to "
+      "its end first, without --stage (and delete its newest checkpoint if that is damaged)."
+    )
   source = sources.open_source(config.data, "train")
   key = {
     "vae": trees.content_hash(gen),
@@ -34,8 +45,12 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
     "flip": config.latents.flip,
   }
   folder = workdir / "latents"
-  if not folder.exists():
-    _write(config, folder, key, gen, vae_meta, source)
+  if jax.process_index() == 0:  # one process writes, the others wait for it
+    if not folder.exists():
+      _write(config, folder, key, gen, vae_meta, source)
+    statistics(latents.LatentSource(folder))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("latent cache")
   latents.check(folder, key)
   return latents.LatentSource(folder)
 
@@ -46,8 +61,8 @@ def dvae_params(workdir):
 
 
 def _trained_dvae(workdir: pathlib.Path):
-  ema, meta, _ = Checkpoints(workdir / "dvae").restore_ema()
-  return ema["gen"], meta
+  ema, meta, step = Checkpoints(workdir / "dvae").restore_ema()
+  return ema["gen"], meta, step
 
 
 def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source) -> None:

@@ -71,7 +71,7 @@ def load(workdir, step: int | None = None) -> Run:
   if not (workdir / "config.json").exists():
     raise UserError(f"--workdir={workdir} has no config.json; give the folder of a trained run.")
   config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
-  content = "dit" if "dit" in config.stages else "dct"
+  content = "dit" if "dit" in config.get("stages", ()) else "dct"
   module = dit if content == "dit" else dct
   ema, meta, step = Checkpoints(workdir / content).restore_ema(step)
   config = configs.from_json(meta["config"])

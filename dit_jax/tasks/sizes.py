@@ -1,4 +1,7 @@
-"""Sizes of a recipe without training it: parameters, tokens, FLOPs, bytes of state."""
+"""Sizes of a recipe without training it: parameters, tokens, FLOPs, bytes; and whether they fit."""
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +10,79 @@ import numpy as np
 from dit_jax.core import buckets, flops
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
+from dit_jax.diffusion import losses
+from dit_jax.sampling import generate
 from dit_jax.tasks import dct, dgt, dit, dvae
 from dit_jax.training import optim, sharding, state
+
+DTYPES = ("float32", "bfloat16")
+
+
+def check_models(config) -> None:
+  """Builds every stage's model, loss, optimiser and sampler on shapes alone, before stage one.
+
+  What a later stage would refuse after hours of the earlier ones is refused here. Nothing is
+  compiled; no data and no weights are read.
+
+  Raises:
+    UserError: names, sizes or numbers of the recipe that do not fit.
+  """
+  _check_range(config, "seed", 0, 2**32 - 1)
+  _check_range(config, "data.workers", 0)
+  _check_range(config, "latents.batch_size", 1)
+  settings = generate.Settings(**config.sampling)
+  meta = latent_meta(config, 0)
+  for name in config.stages:
+    for field, *ends in (("total_steps", 1), ("every.save", 1), ("ema_decay", 0, 1)):
+      _check_range(config, f"{name}.{field}", *ends)
+    if config[name].model.dtype not in DTYPES:
+      raise UserError(
+        f"{name}.model.dtype={config[name].model.dtype!r} is unknown; choose {' or '.join(DTYPES)}."
+      )
+    optim.make_tx(config[name].optim, config[name].total_steps)
+    init, _, loss, frozen = _stage(config, name, meta)
+    params = jax.eval_shape(init, _abstract_key())
+    if name == "dvae":
+      jax.eval_shape(loss, params, frozen())
+    elif name == "dgt":
+      _check_range(config, "dgt.label_drop", 0, 1)
+    else:
+      _check_range(config, f"{name}.diffusion.label_drop", 0, 1)
+      _check_diffusion(config[name].diffusion, settings, len(meta["factors"]))
+
+
+def _abstract_key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(jax.random.key, 0)
+
+
+def _check_range(config, field: str, low: float, high: float = math.inf) -> None:
+  value = functools.reduce(lambda block, part: block[part], field.split("."), config)
+  if not low <= value <= high:
+    wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
+    raise UserError(f"{field}={value} must be {wanted}.")
+
+
+def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> None:
+  """Calls what would refuse the block: process, schedule and reduction of the loss."""
+  schedule = dct.make_process(block).schedule
+
+  def reduced():
+    e = jnp.zeros((1, 1, 1))
+    cells = jnp.zeros((1, 1, 1), jnp.int32)
+    norm = losses.norms(cells, e, num_grains)
+    return losses.reduce_terms(e, cells, e, block.loss, norm, tuple(block.grain_weights))
+
+  jax.eval_shape(lambda: (schedule.times(settings.steps), reduced()))
 
 
 def latent_meta(config, num_children: int) -> dict:
   """What the latent cache of this recipe will say of its shapes."""
-  size, factors = config.data.image_size, tuple(config.dvae.model.factors)
+  size, factors = config.data.image_size, dvae.make_model(config.dvae.model).factors
+  if len(config.dvae.ratios) != len(factors):
+    raise UserError(
+      f"dvae.ratios={tuple(config.dvae.ratios)} must give one share a factor of "
+      f"dvae.model.factors={factors}."
+    )
   if size % factors[-1]:
     raise UserError(
       f"data.image_size={size} must be a multiple of {factors[-1]}, the largest of "
@@ -46,16 +115,17 @@ def tokens(config) -> dict[str, int]:
 
 
 def measure(config, num_children: int, mesh) -> dict:
-  """By stage: params, FLOPs an image and bytes of state on one device of the mesh.
+  """By stage: params, FLOPs an image, bytes of state and of activations on one device of the mesh.
 
   FLOPs come from the traced functions: two a multiply-add, matrix products and convolutions only,
-  the refinement at the mean number of refined tokens. Nothing is computed and no weights are read.
+  the refinement at the mean number of refined tokens. Activations are what the backward pass of
+  one micro-batch keeps, before the compiler fuses. Nothing is computed and no weights are read.
   """
   meta = latent_meta(config, num_children)
-  out = {"params": {}, "flops_per_image": {}, "state_bytes": {}}
+  out = {"params": {}, "flops_per_image": {}, "state_bytes": {}, "activation_bytes": {}}
   for name in config.stages:
-    init, forward, loss, frozen = (_dvae if name == "dvae" else _transformer)(config, name, meta)
-    params = jax.eval_shape(init, jax.random.key(0))
+    init, forward, loss, frozen = _stage(config, name, meta)
+    params, frozen = jax.eval_shape(init, _abstract_key()), frozen()
     grad = jax.grad(loss)
     out["params"][name] = trees.count(params)
     out["flops_per_image"][name] = {
@@ -63,58 +133,84 @@ def measure(config, num_children: int, mesh) -> dict:
       "train": flops.count(grad, params, frozen),
     }
     out["state_bytes"][name] = _state_bytes(config[name], params, frozen, mesh)
+    rows = config[name].batch_size // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    _, _, loss, _ = _stage(config, name, meta, rows // config[name].accum)
+    out["activation_bytes"][name] = _kept_bytes(loss, params, frozen)
   return out
 
 
-def _dvae(config, name, meta):
+def _stage(config, name: str, meta: dict, rows: int = 1):
+  """(init, forward, loss, () -> shapes of the frozen weights) of a stage on `rows` images.
+
+  The inputs are made where the functions are traced: an array made outside would be compiled.
+  """
+  return (_dvae if name == "dvae" else _transformer)(config, name, meta, rows)
+
+
+def _dvae(config, name, meta, rows):
   task = dvae.DVAETask(config.dvae, config.data.image_size)
-  batch = {
-    "image": np.zeros((1, *(config.data.image_size,) * 2, 3), np.uint8),
-    "grains": np.zeros((1, *meta["regions"]), np.int32),
-  }
-  frozen = {}
-  if task.lpips is not None:
-    x = jnp.zeros((1, 64, 64, 3))
-    frozen = {"lpips": jax.eval_shape(task.lpips.init, jax.random.key(0), x, x)["params"]}
+
+  def batch():
+    image = jnp.zeros((rows, *(config.data.image_size,) * 2, 3), jnp.uint8)
+    return {"image": image, "grains": jnp.zeros((rows, *meta["regions"]), jnp.int32)}
+
+  def frozen():
+    if task.lpips is None:
+      return {}
+    x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    return {"lpips": jax.eval_shape(task.lpips.init, _abstract_key(), x, x)["params"]}
 
   def forward(params):
-    return task.reconstruct(params, batch["image"], batch["grains"])
+    return task.reconstruct(params, *batch().values())
 
   def loss(params, frozen):
-    norm = task.normalizers(batch)
-    keys = jax.random.split(jax.random.key(0), 1)
-    return task.loss_fn(params, frozen, batch, keys, norm, jnp.int32(config.dvae.total_steps))[0]
+    keys, step = jax.random.split(jax.random.key(0), rows), jnp.int32(config.dvae.total_steps)
+    return task.loss_fn(params, frozen, batch(), keys, task.normalizers(batch()), step)[0]
 
   return task.init, forward, loss, frozen
 
 
-def _transformer(config, name, meta):
+def _transformer(config, name, meta, rows):
   module = {"dgt": dgt, "dct": dct, "dit": dit}[name]
   model = module.make_model(config, meta)
-  label = jnp.zeros((1,), jnp.int32)
-  if name == "dgt":
-    args = (jnp.zeros((1, *meta["regions"]), jnp.int32), label)
-  else:
-    z = jnp.zeros((1, *meta["grid"], meta["z_channels"]))
-    args = (z, jnp.zeros((1,)), label)
-  if name == "dct":
-    grains = np.zeros((1, *meta["regions"]), np.int32)
+
+  def inputs():
+    label, grains = jnp.zeros(rows, jnp.int32), jnp.zeros((rows, *meta["regions"]), jnp.int32)
+    if name == "dgt":
+      return grains, label
+    z = jnp.zeros((rows, *meta["grid"], meta["z_channels"]))
+    if name == "dit":
+      return z, jnp.zeros(rows), label
     mean = max(1, tokens(config)["refined_mean"])
-    args += (jnp.asarray(grains), buckets.token_index(grains, meta["factors"], mean))
+    index = buckets.token_index(np.zeros(grains.shape, np.int32), meta["factors"], mean)
+    return z, jnp.zeros(rows), label, grains, jax.tree.map(jnp.asarray, index)
 
   def forward(params):
-    return model.apply(params, *args)
+    return model.apply(params, *inputs())
 
-  frozen = {}
-  if name != "dgt":  # the DVAE, for previews
-    init, _, _, _ = _dvae(config, "dvae", meta)
-    frozen = {"dvae": jax.eval_shape(init, jax.random.key(0))["gen"]}
+  def frozen():
+    if name == "dgt":
+      return {}
+    init, *_ = _dvae(config, "dvae", meta, 1)
+    return {"dvae": jax.eval_shape(init, _abstract_key())["gen"]}  # for previews
+
   return (
-    lambda key: model.init(key, *args),
+    lambda key: model.init(key, *inputs()),
     forward,
     lambda params, frozen: jnp.sum(forward(params).astype(jnp.float32)),
     frozen,
   )
+
+
+def _kept_bytes(loss, params, frozen) -> int:
+  """What the backward pass keeps of the forward pass, without parameters and frozen weights."""
+
+  def kept(params, frozen):
+    _, pull = jax.vjp(lambda params: loss(params, frozen), params)
+    given = {id(x) for x in jax.tree.leaves((params, frozen))}
+    return [x for x in jax.tree.leaves(pull) if id(x) not in given]
+
+  return sum(x.size * x.dtype.itemsize for x in jax.eval_shape(kept, params, frozen))
 
 
 def _state_bytes(block, params, frozen, mesh) -> int:
