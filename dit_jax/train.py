@@ -13,13 +13,16 @@ import sys
 import time
 
 import jax
+from clu import parameter_overview
 
 from dit_jax.core import clock, signals
 from dit_jax.core import config as configs
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
+from dit_jax.data import sources
 from dit_jax.sampling import grids
+from dit_jax.tasks import sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, optim, sharding, state, step, stored
 
@@ -40,10 +43,15 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     SystemExit: a signal asked to stop; the state is saved.
   """
   names = check_stages(config, stage)
+  sizes.check_models(config)
   mesh = sharding.make_mesh(config.mesh)
   for name in names:
     sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
   workdir = pathlib.Path(workdir)
+  if not (workdir / "config.json").exists():
+    sources.open_source(config.data, "train")[0]  # what cannot be read is refused before we write
+  if "dvae" not in names:
+    check_dvae(config, workdir, names[0])
   claim(workdir, config)
   for name in names:
     begin = time.monotonic()
@@ -59,6 +67,8 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
 
 def check_stages(config, stage: str = "") -> tuple[str, ...]:
   """The stages to train, after refusing what no stage could train with."""
+  if not config.stages:
+    raise UserError(f"config.stages is empty; expected names of {', '.join(STAGES)}.")
   for name in config.stages:
     if name not in STAGES or name not in config:
       raise UserError(
@@ -69,6 +79,15 @@ def check_stages(config, stage: str = "") -> tuple[str, ...]:
   if stage not in config.stages:
     raise UserError(f"--stage={stage} is not in config.stages={tuple(config.stages)}.")
   return (stage,)
+
+
+def check_dvae(config, workdir: pathlib.Path, stage: str) -> None:
+  """Refuses to train on the latents of a DVAE that is not there."""
+  if checkpoint.Checkpoints(workdir / "dvae").latest() != config.dvae.total_steps:
+    raise UserError(
+      f"the stage {stage} builds on dvae, which is not finished in {workdir}; train it first, with "
+      "--stage=dvae or without --stage."
+    )
 
 
 def claim(workdir: pathlib.Path, config) -> None:
@@ -108,9 +127,14 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     state_shardings=jax.tree.map(lambda x: x.sharding, train_state),
   )
   _banner(task, block, train_state, first, mesh)
+  if jax.process_index() == 0:
+    table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
+    (folder / "parameters.txt").write_text(f"{table}\n", encoding="utf-8")
   meta = task.meta | {"config": configs.to_json(config)}
   save = functools.partial(_save, checkpoints, task, config.seed, meta)
-  progress = clock.Progress(block.total_steps, block.batch_size, first, label=task.name)
+  progress = clock.Progress(
+    block.total_steps, block.batch_size, first, label=task.name, stream=sys.stdout
+  )
   with (
     signals.stop_on_signal() as stop,
     Writer(folder, task.name, first + 1) as writer,
@@ -202,4 +226,4 @@ def _banner(task: Task, block, train_state, first: int, mesh) -> None:
 
 def _say(line: str) -> None:
   if jax.process_index() == 0:
-    print(line, file=sys.stderr, flush=True)
+    print(line, flush=True)

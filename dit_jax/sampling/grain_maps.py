@@ -54,13 +54,7 @@ def sample_maps(
   Raises:
     UserError: an unknown order, a temperature not above 0, or guidance without a null class.
   """
-  if order not in ORDERS:
-    raise UserError(f"{order=} is unknown; expected one of {ORDERS}.")
-  if not temperature > 0 or steps < 1:
-    raise UserError(f"{temperature=} and {steps=} must be above 0; the defaults are 1 and 64.")
-  if guidance != 1 and null_label is None:
-    raise UserError(f"{guidance=} needs a model with a null class; sample it with guidance 1.")
-
+  _check(order, temperature, steps, guidance, null_label)
   rows, cols = shape
   regions = rows * cols
   counts = np.array(masked_counts(regions, min(steps, regions)), np.int32)
@@ -86,6 +80,15 @@ def sample_maps(
   schedule = (np.arange(1, len(counts)), counts[:-1], counts[1:])
   cells, _ = jax.lax.scan(body, cells, schedule)
   return rearrange(cells, "b (r c) -> b r c", r=rows)
+
+
+def _check(order: str, temperature: float, steps: int, guidance: float, null_label) -> None:
+  if order not in ORDERS:
+    raise UserError(f"{order=} is unknown; expected one of {ORDERS}.")
+  if not temperature > 0 or steps < 1:
+    raise UserError(f"{temperature=} and {steps=} must be above 0; the defaults are 1 and 64.")
+  if guidance != 1 and null_label is None:
+    raise UserError(f"{guidance=} needs a model with a null class; sample it with guidance 1.")
 
 
 def _guide(logits_fn, label, guidance: float, null_label: int | None):

@@ -267,11 +267,6 @@ def every_superclass(data) -> SimpleNamespace:
 def measure_grains(config, source, workdir) -> grain_maps.GrainMaps:
   """The maps of a recipe on its training images, kept in the workdir."""
   block = config.dvae
-  if len(block.ratios) != len(block.model.factors):
-    raise UserError(
-      f"dvae.ratios={tuple(block.ratios)} must give one share a factor of "
-      f"dvae.model.factors={tuple(block.model.factors)}."
-    )
   path = pathlib.Path(workdir) / "entropies.npz"
   return grain_maps.measure(source, block.model.factors[-1], tuple(block.ratios), path)
 

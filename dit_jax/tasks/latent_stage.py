@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -99,7 +98,7 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
             "flipped": flipped,
           }
 
-  print(f"[latents] encoding {len(source):,} images into {folder}", file=sys.stderr, flush=True)
+  print(f"[latents] encoding {len(source):,} images into {folder}", flush=True)
   latents.write(folder, meta, records())
 
 

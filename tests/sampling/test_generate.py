@@ -1,0 +1,216 @@
+"""Picture i is a function of (seed, i): not of the batch, its neighbours or the devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.core import buckets
+from dit_jax.core.errors import UserError
+from dit_jax.diffusion import process, schedules
+from dit_jax.models import dct, dgt
+from dit_jax.sampling import generate
+
+FACTORS, REGIONS, CLASSES = (4, 8), (2, 3), 3
+SIZES = dict(width=16, num_heads=2, num_classes=CLASSES)
+MEAN = np.float32([[0.3, -0.2, 0.1, 0.0], [-0.3, 0.1, 0.2, 0.4]])
+STD = np.float32([[0.2, 0.3, 0.4, 0.5], [0.5, 0.4, 0.3, 0.2]])
+INDEX = np.arange(100, 111)
+LABEL = (INDEX % CLASSES).astype(np.int32)
+MAPS = np.random.default_rng(0).integers(0, 2, (len(INDEX), *REGIONS)).astype(np.int32)
+
+
+def random_params(model, *args):
+  """No zero-initialised layer stays zero: every input matters."""
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.2, s.shape), s.dtype), shapes)
+
+
+def make_models(**changes) -> generate.Models:
+  """What the tests sample: no stage at all, and the latents as the picture."""
+  fields = dict(
+    map_logits=None,
+    content=lambda params, z, t, label, grains, tokens: jnp.zeros_like(z),
+    decode=lambda params, z: z[..., :3],
+    process=process.Process(schedules.RectifiedFlow(), prediction="flow"),
+    factors=FACTORS,
+    regions=REGIONS,
+    channels=4,
+    num_classes=CLASSES,
+    mean=jnp.asarray(MEAN),
+    std=jnp.asarray(STD),
+  )
+  return generate.Models(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def trained():
+  """(models, params) with a grain and a content transformer whose parameters are random."""
+  grid = (REGIONS[0] * 2, REGIONS[1] * 2)
+  content = dct.DCT(depth=1, refine_depth=1, factors=FACTORS, grid=grid, **SIZES)
+  maps = dgt.DGT(grid=REGIONS, depth=1, **SIZES)
+  tokens = buckets.token_index(MAPS[:1], FACTORS, buckets.capacity_for(24, 6, FACTORS))
+  one, t = jnp.zeros(1, jnp.int32), jnp.zeros(1)
+  params = {
+    "content": random_params(
+      content, jnp.zeros((1, *grid, 4)), t, one, MAPS[:1] * one, jax.tree.map(jnp.asarray, tokens)
+    ),
+    "dgt": random_params(maps, jnp.zeros((1, *REGIONS), jnp.int32), one),
+  }
+  models = make_models(
+    map_logits=lambda params, *args: maps.apply(params["dgt"], *args),
+    content=lambda params, *args: content.apply(params["content"], *args),
+    decode=lambda params, z: jnp.sin(z[..., :3]),  # shows the least difference, and never clips
+    process=process.Process(schedules.LinearBeta(), learn_sigma=True),
+  )
+  return models, params
+
+
+@functools.cache
+def settings(**changes) -> generate.Settings:
+  return generate.Settings(**{"steps": 2, "guidance": 2.0, "map_steps": 4, **changes})
+
+
+@pytest.fixture(scope="module")
+def generator(trained):
+  """On one device."""
+  return generate.Generator(trained[0], settings(), devices=jax.devices()[:1])
+
+
+def draw(generator, params, take=slice(None), seed=7, batch=0) -> np.ndarray:
+  rows = (LABEL[take], INDEX[take], MAPS[take], seed, batch)
+  return np.concatenate(list(generator.images(params, *rows)))
+
+
+@pytest.fixture(scope="module")
+def pictures(trained, generator):
+  return draw(generator, trained[1])
+
+
+def test_pictures_are_as_many_as_asked_and_differ(pictures):
+  assert pictures.shape == (len(INDEX), 4, 6, 3)
+  assert pictures.dtype == np.uint8
+  assert len({p.tobytes() for p in pictures}) == len(INDEX)
+
+
+@pytest.mark.parametrize("batch", [4, 8, 16, 1])
+def test_the_batch_changes_no_picture(trained, generator, pictures, batch):
+  np.testing.assert_array_equal(draw(generator, trained[1], batch=batch), pictures)
+
+
+@pytest.mark.parametrize("take", [[0], [10, 3], [2, 9, 4, 4, 1], list(range(10, -1, -1))], ids=str)
+def test_a_subset_in_any_order_has_the_same_pictures(trained, generator, pictures, take):
+  np.testing.assert_array_equal(draw(generator, trained[1], np.asarray(take)), pictures[take])
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_the_number_of_devices_changes_no_picture_and_no_map(trained, generator, pictures, count):
+  models, params = trained
+  params = jax.device_put(params, jax.devices()[0])  # where a checkpoint's weights are read to
+  many = generate.Generator(models, settings(), devices=jax.devices()[:count])
+  np.testing.assert_array_equal(draw(many, params, batch=16), pictures)
+  args = (params, LABEL, INDEX, 7)
+  np.testing.assert_array_equal(many.grain_maps(*args), generator.grain_maps(*args))
+
+
+def test_another_seed_draws_other_pictures(trained, generator, pictures):
+  other = draw(generator, trained[1], seed=8)
+  assert (other != pictures).any((1, 2, 3)).all()
+  assert (draw(generator, trained[1], seed=2**32 - 1) != pictures).any()
+
+
+def test_guidance_and_label_matter(trained, generator, pictures):
+  models, params = trained
+  plain = generate.Generator(models, settings(guidance=1.0), devices=jax.devices()[:1])
+  assert (draw(plain, params) != pictures).any((1, 2, 3)).all()
+  other = next(generator.images(params, (LABEL[:4] + 1) % CLASSES, INDEX[:4], MAPS[:4], 7))
+  assert (other != pictures[:4]).any((1, 2, 3)).all()
+
+
+def test_latents_keep_the_structure_of_their_map(pictures):
+  """The cells of a coarse region are copies of one code, those of a fine one are not."""
+  regions = pictures.reshape(len(INDEX), 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+  copies = (regions == regions[:, :, :, :1, :1]).all((3, 4, 5))
+  np.testing.assert_array_equal(copies, MAPS == 0)
+
+
+def test_maps_are_drawn_by_index(trained, generator):
+  params = trained[1]
+  maps = generator.grain_maps(params, LABEL, INDEX, 7)
+  assert maps.shape == MAPS.shape
+  assert set(np.unique(maps)) == {0, 1}
+  take = np.array([8, 2, 5])
+  some = generator.grain_maps(params, LABEL[take], INDEX[take], 7)
+  np.testing.assert_array_equal(some, maps[take])
+  assert (generator.grain_maps(params, LABEL, INDEX, 8) != maps).any()
+
+
+@pytest.mark.parametrize(("guidance", "steps"), [(1.0, 3), (2.5, 1), (0.0, 2)])
+def test_a_perfect_model_gives_its_own_data(guidance, steps):
+  """Every class is one colour: what comes out is null + s (class - null), unstandardised."""
+  colours = np.float32([[0.5, 0, 0, 0], [0, 0.5, 0, 0], [0, 0, 0.5, 0], [-0.25, 0.25, 0, 0]])
+
+  def content(params, z, t, label, grains, tokens):
+    return (z - params["colours"][label][:, None, None]) / (t[:, None, None, None] / 1000)
+
+  wanted = settings(guidance=guidance, steps=steps, stepper="ddim")
+  drawn = next(
+    generate.Generator(make_models(content=content), wanted).images(
+      {"colours": colours}, LABEL, INDEX, MAPS, 0
+    )
+  )
+  mixed = colours[-1] + guidance * (colours[LABEL] - colours[-1])
+  cells = MAPS.repeat(2, 1).repeat(2, 2)
+  latents = mixed[:, None, None] * STD[cells] + MEAN[cells]
+  want = np.clip(127.5 * latents[..., :3] + 128, 0, 255)
+  assert np.abs(drawn - want).max() <= 1 + 1e-3  # truncated, and floats round near a whole number
+
+
+def test_one_grain_needs_no_tokens():
+  seen = []
+
+  def content(params, z, t, label, grains, tokens):
+    seen.append(tokens)
+    return z
+
+  models = make_models(
+    content=content, factors=(8,), mean=jnp.asarray(MEAN[:1]), std=jnp.asarray(STD[:1])
+  )
+  generator = generate.Generator(models, settings(guidance=1.0), devices=jax.devices()[:1])
+  maps = generator.grain_maps({}, LABEL, INDEX, 0)
+  np.testing.assert_array_equal(maps, np.zeros_like(MAPS))
+  assert next(generator.images({}, LABEL, INDEX, maps, 0)).shape == (4, *REGIONS, 3)
+  assert seen
+  assert all(tokens is None for tokens in seen)
+
+
+def test_bytes_are_truncated_and_clipped():
+  x = jnp.float32([-2, -1, -0.5, 0, 0.5, 1, 2])
+  np.testing.assert_array_equal(generate.to_uint8(x), [0, 0, 64, 128, 191, 255, 255])
+
+
+@pytest.mark.parametrize(
+  ("wrong", "told"),
+  [
+    (dict(stepper="heun"), "stepper='heun' is unknown"),
+    (dict(steps=0), "steps=0 must be at least 1"),
+    (dict(map_steps=-1), "map_steps=-1 must be at least 1"),
+    (dict(microbatch=1), "microbatch=1 must be at least 2"),
+    (dict(guidance=float("nan")), "guidance=nan must be a number"),
+    (dict(map_guidance=float("inf")), "map_guidance=inf must be a number"),
+    (dict(map_order="sorted"), "map_order='sorted' is unknown"),
+    (dict(map_temperature=0.0), "map_temperature=0.0 must be above 0"),
+  ],
+  ids=str,
+)
+def test_wrong_settings_are_refused(wrong, told):
+  with pytest.raises(UserError, match=told):
+    generate.Settings(**wrong)
+
+
+def test_more_steps_than_the_schedule_has_are_refused_at_construction(trained):
+  with pytest.raises(UserError, match="1000"):
+    generate.Generator(trained[0], settings(steps=1001))

