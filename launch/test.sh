@@ -13,9 +13,9 @@ smoke() { # every module and the innermost room, on another Python
   "$python" -m pytest -q tests/test_imports.py tests/core
 }
 
-all=
+all= args=()
 for arg in "$@"; do
-  if [ "$arg" = --all ]; then all=yes; fi
+  [ "$arg" = --all ] && all=yes || args+=("$arg")
 done
 
 install .venv "$EXTRAS" "${PYTHONS[@]}"
@@ -33,4 +33,8 @@ if [ "$all" ]; then
   fi
 fi
 # One file's tests share a process, so that they share what it compiled.
-"$python" -m pytest -n "$WORKERS" --dist=loadfile -rs "$@"
+tests() { "$python" -m pytest -n "$WORKERS" --dist=loadfile -rs "$@" ${args[@]+"${args[@]}"}; }
+tests
+if [ "$all" ]; then # these train for minutes: here XLA's optimiser pays
+  XLA_FLAGS=--xla_backend_optimization_level=3 tests -m all
+fi
