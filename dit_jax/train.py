@@ -9,11 +9,14 @@ import contextlib
 import functools
 import importlib
 import pathlib
+import signal
 import sys
 import time
 
 import jax
+import numpy as np
 from clu import parameter_overview
+from jax.experimental import multihost_utils
 
 from dit_jax.core import clock, signals
 from dit_jax.core import config as configs
@@ -47,6 +50,8 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   mesh = sharding.make_mesh(config.mesh)
   for name in names:
     sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  if "://" in str(workdir):
+    raise UserError(f"--workdir={workdir} must be a folder that every host sees: mount the bucket.")
   workdir = pathlib.Path(workdir)
   if not (workdir / "config.json").exists():
     sources.open_source(config.data, "train")[0]  # what cannot be read is refused before we write
@@ -83,7 +88,7 @@ def check_stages(config, stage: str = "") -> tuple[str, ...]:
 
 def check_dvae(config, workdir: pathlib.Path, stage: str) -> None:
   """Refuses to train on the latents of a DVAE that is not there."""
-  if checkpoint.Checkpoints(workdir / "dvae").latest() != config.dvae.total_steps:
+  if (checkpoint.Checkpoints(workdir / "dvae").latest() or 0) < config.dvae.total_steps:
     raise UserError(
       f"the stage {stage} builds on dvae, which is not finished in {workdir}; train it first, with "
       "--stage=dvae or without --stage."
@@ -129,7 +134,9 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   _banner(task, block, train_state, first, mesh)
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
-    (folder / "parameters.txt").write_text(f"{table}\n", encoding="utf-8")
+    places = sharding.describe(train_state, jax.tree.map(lambda x: x.sharding, train_state))
+    text = "\n".join((table, *places))
+    (folder / "parameters.txt").write_text(f"{text}\n", encoding="utf-8")
   meta = task.meta | {"config": configs.to_json(config)}
   save = functools.partial(_save, checkpoints, task, config.seed, meta)
   progress = clock.Progress(
@@ -142,7 +149,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     contextlib.closing(progress),
     contextlib.closing(task.batches(first)) as batches,
   ):
-    now, pending = first, None
+    now, pending, stopping = first, None, False
     for now in range(first + 1, block.total_steps + 1):
       train_state, metrics = jitted(train_state, sharding.put_batch(next(batches), mesh))
       progress.tick(now)
@@ -151,7 +158,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         pending = None
       if clock.due(now, block.every.log, block.total_steps):
         pending = now, metrics
-      stopping = stop.requested  # looked at once: what arrives later waits for the next step
+      stopping = _all_stop(stop.requested, now, block)  # a later signal waits for the next step
       if clock.due(now, block.every.save, block.total_steps) or stopping:
         step.check_finite(jax.device_get(metrics), task.name, now)
         if pending is not None:  # no run resumes behind a line that was never written
@@ -164,11 +171,20 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         break
     if pending is not None:
       _report(*pending, task.name, writer, progress)
-  if stop.requested:
-    _say(f"[{task.name}] stopped by signal {stop.signum} and saved at step {now}")
-    raise SystemExit(128 + stop.signum)
+  if stopping:
+    _say(f"[{task.name}] stopped by a signal and saved at step {now}")
+    raise SystemExit(128 + (stop.signum or signal.SIGTERM))
   if skipped := task.skipped():
     _say(f"[{task.name}] skipped {len(skipped)} unreadable images: {', '.join(skipped[:5])}")
+
+
+def _all_stop(asked: bool, now: int, block) -> bool:
+  """Whether to stop after this step; all processes at the same one, as saving is a joint act."""
+  if jax.process_count() == 1:
+    return asked
+  if not clock.due(now, block.every.log or block.every.save, block.total_steps):
+    return False
+  return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
 
 
 def _born_or_restored(task: Task, tx, checkpoints, seed: int, mesh):
@@ -182,7 +198,8 @@ def _born_or_restored(task: Task, tx, checkpoints, seed: int, mesh):
   )
   restored = checkpoints.restore(abstract)
   if restored is None:
-    frozen = jax.device_put(task.frozen, shardings.frozen)
+    # Through the host: an array of one device cannot be put on those of other processes.
+    frozen = jax.device_put(jax.device_get(task.frozen), shardings.frozen)
     return jax.jit(init, out_shardings=shardings)(key, frozen), 0
   want = {"seed": seed, "fingerprint": task.fingerprint}
   old = restored.data
@@ -204,7 +221,8 @@ def _report(now: int, metrics, name: str, writer: Writer, progress: clock.Progre
   metrics = jax.device_get(metrics)
   step.check_finite(metrics, name, now)
   writer.write(now, metrics)
-  progress.report(now, metrics)
+  if jax.process_index() == 0:
+    progress.report(now, metrics)
 
 
 def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Writer) -> None:

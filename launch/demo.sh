@@ -3,8 +3,8 @@
 # The same line resumes. On an NVIDIA machine: EXTRAS=demo,cuda launch/demo.sh
 set -euo pipefail
 EXTRAS=${EXTRAS:-demo}
-CONFIG=configs/demo.py
-WORKDIR=runs/demo
+CONFIG=${CONFIG:-configs/demo.py}
+WORKDIR=${WORKDIR:-runs/demo}
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh"
 
 install .venv "$EXTRAS" "${PYTHONS[@]}"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs dit_jax into .venv and runs the tests: launch/test.sh [--all] [pytest arguments].
-# --all adds parity with torch and diffusers, wide shapes, and a smoke run on Python 3.12.
+# --all adds the tests that take minutes (memorising, kills, the demo) and a run on Python 3.12.
 set -euo pipefail
 EXTRAS=demo,dev
 WORKERS=2
@@ -22,10 +22,6 @@ install .venv "$EXTRAS" "${PYTHONS[@]}"
 "$python" -m ruff check
 "$python" -m ruff format --check
 if [ "$all" ]; then
-  install .venv "$EXTRAS,parity" "${PYTHONS[@]}"
-  # torch-fidelity brings torchvision, whose wheel may be of another torch build than the CPU one:
-  # then it cannot be imported, and diffusers, which tries to, cannot either.
-  "$python" -c "import torchvision" 2> /dev/null || "$python" -m pip uninstall -qqy torchvision
   if python312=$(find_python "${PYTHONS_312[@]}"); then
     (smoke "$python312")
   else

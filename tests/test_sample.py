@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny_images
@@ -21,7 +22,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE, STEPS = 32, 4  # pixels; updates of every stage
 SMALL = (  # compiles quickly
   f"data.image_size={SIZE}",
-  "data.only=()",
   "dvae.model.factors=(4, 8)",
   "dvae.model.z_channels=4",
   "dvae.ratios=(0.5, 0.5)",
@@ -221,3 +221,11 @@ def test_a_model_without_classes_draws_the_null_class():
   assert (ids.tolist(), names) == ([0], ["no class"])
   with pytest.raises(UserError, match="trained without classes"):
     sample._labels(run, "gull")
+
+
+def test_another_dvae_than_the_stage_was_trained_on_is_refused(workdir, monkeypatch):
+  real = restored.latent_stage.dvae_params
+  other = lambda folder: jax.tree.map(lambda x: x + 1e-3, real(folder))
+  monkeypatch.setattr(restored.latent_stage, "dvae_params", other)
+  with pytest.raises(UserError, match="is not the one that the stage dct was trained on"):
+    restored.load(workdir)

@@ -1,6 +1,7 @@
 """How every entry point starts and ends: own flags, one line for a user's error, exit codes.
 
-Exit codes: 0 done, 1 our own bug (with its traceback), 2 something the user can fix, 130 Ctrl-C.
+Exit codes: 0 done, 1 our own bug (with its traceback), 2 something the user can fix, 130 Ctrl-C,
+143 stopped by SIGTERM.
 """
 
 import os

@@ -174,6 +174,8 @@ def _may_change(old: dict, new: dict, name: str) -> bool:
   if any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE):
     return True
   block, _, field = name.rpartition(".")
+  if old.get(f"{block}.loss.disc_weight"):  # the critic starts at a share of total_steps
+    return False
   schedule = f"{block}.optim.schedule" if block else "optim.schedule"
   return field == "total_steps" and old.get(schedule) == new.get(schedule) == "constant"
 

@@ -22,11 +22,6 @@ def count(tree) -> int:
   return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(tree))
 
 
-def num_bytes(tree) -> int:
-  """Bytes of a tree of arrays or of ShapeDtypeStructs."""
-  return sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
 def content_hash(tree) -> str:
   """Sixteen hex digits over every path, shape, dtype and byte."""
   digest = hashlib.sha256()

@@ -36,6 +36,19 @@ class GrainMaps:
     _refuse_other_function(record)
     return cls(record["taus"], record["region"], record)
 
+  def describe(self) -> str:
+    """Thresholds, the realised share of every grain and the atoms at the thresholds, in a line."""
+    if not self.taus:
+      return "one grain: every region alike"
+    join = lambda values, form: ", ".join(format(v, form) for v in values)
+    fractions = self.record["fractions"]
+    unused = "" if all(fractions) else "; A GRAIN IS NEVER USED: the thresholds coincide"
+    return (
+      f"thresholds {join(self.taus, '.4f')} nats; share of regions by grain, coarsest first, "
+      f"{join(fractions, '.2%')}; largest atom at a threshold {join(self.record['atoms'], '.2%')}"
+      f"{unused}"
+    )
+
   def of(self, image: np.ndarray) -> np.ndarray:
     """The map, uint8 [S / region, S / region], of one uint8 image [S, S, 3]."""
     if not self.taus:

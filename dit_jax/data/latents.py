@@ -249,7 +249,7 @@ def latent_stats(
       mean, log_var = np.split(codes[has_grain], 2, -1)
       count[g] += len(mean)
       first[g] += mean.sum(0)
-      second[g] += (mean**2 + np.exp(log_var)).sum(0)
+      second[g] += (mean**2 + np.exp(np.clip(log_var, -30, 20))).sum(0)  # as it is sampled
   n = np.maximum(count, 1)
   variance = np.maximum(second / n - (first / n) ** 2, 0)
   return first / n, np.where(count > 0, np.sqrt(variance), 1.0)

@@ -107,7 +107,8 @@ def open_source(data, split: str = "train") -> ImageSource:
     data: has `source` ("folder" or "twemoji"), `path` (a folder; if not empty, it wins over
       `source`), `image_size` in pixels, `holdout` (every n-th image of a class, in sorted order:
       the images n - 1, 2n - 1, ..., so a class of fewer than n keeps all; 0 holds none out) and
-      `only` (names of superclasses to keep, images and table; () keeps all).
+      `only` (names of superclasses of `source` to keep, images and table; () keeps all; where
+      `path` replaces another source, its superclasses are not in question).
     split: "train", "heldout" or "all".
 
   Raises:
@@ -127,7 +128,8 @@ def open_source(data, split: str = "train") -> ImageSource:
       f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
     )
   only = (data.only,) if isinstance(data.only, str) else tuple(data.only)
-  files = _keep_only(files, only)
+  replaced = data.path and data.source != "folder"  # `only` names superclasses of the source
+  files = _keep_only(files, () if replaced else only)
   return ImageSource(root, files, data.image_size, split, data.holdout, tuple(empty))
 
 

@@ -1,7 +1,7 @@
 """The dynamic grain transformer: a generative model of grain maps given the label.
 
-D2iT, arXiv 2504.09454, section 3: the label gives the grain map. How it is drawn was not available;
-ours is masked (absorbing) discrete diffusion over {0 .. k-1, mask}, trained with the exact
+D2iT, arXiv 2504.09454, section 3: the label gives the grain map. How it is drawn is our
+reconstruction: masked (absorbing) discrete diffusion over {0 .. k-1, mask}, trained with the exact
 any-order bound and sampled in random order (sampling.grain_maps).
 """
 

@@ -1,8 +1,8 @@
 """RefineNet: corrects the rough prediction where the image is detailed.
 
-D2iT's second stage predicts roughly for every region, then refines the regions of fine grain. The
-paper's text on its inside was not available: this is our reconstruction, which meets the published
-parameter totals (D2iT, arXiv 2504.09454, tables 1 and 2).
+D2iT's second stage predicts roughly for every region, then refines the regions of fine grain. Its
+inside is our reconstruction, which meets the published parameter totals (D2iT, arXiv 2504.09454,
+tables 1 and 2).
 """
 
 import flax.linen as nn

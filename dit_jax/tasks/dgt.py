@@ -59,6 +59,10 @@ def build(config, workdir, mesh) -> Task:
       shape=shape,
       num_grains=model.num_grains,
       steps=config.sampling.map_steps,
+      temperature=config.sampling.map_temperature,
+      order=config.sampling.map_order,
+      guidance=config.sampling.map_guidance,
+      null_label=model.num_classes,
     )
   )
 

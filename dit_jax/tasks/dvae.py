@@ -219,8 +219,10 @@ def build(config, workdir, mesh) -> Task:
   """The stage on the images of `config.data`: all superclasses, the held-out images left out."""
   del mesh
   stage = DVAETask(config.dvae, config.data.image_size)
+  frozen = stage.frozen  # missing weights are refused before the entropies are measured
   source = sources.open_source(every_superclass(config.data), "train")
   maps = measure_grains(config, source, workdir)
+  print(maps.describe(), flush=True)
   shown = maps.add_to(collate([source[i] for i in range(min(8, len(source)))]))
   reconstruct = jax.jit(stage.reconstruct)
 
@@ -247,7 +249,7 @@ def build(config, workdir, mesh) -> Task:
   return Task(
     name="dvae",
     init=stage.init,
-    frozen=stage.frozen,
+    frozen=frozen,
     loss_fn=stage.loss_fn,
     normalizers=stage.normalizers,
     batches=batches,

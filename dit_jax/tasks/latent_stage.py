@@ -1,14 +1,16 @@
 """What the stages on latents share: the cache that the DVAE leaves them, and their assembly."""
 
+import contextlib
 import json
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dit_jax.core import buckets
+from dit_jax.core import buckets, clock
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
@@ -80,8 +82,15 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
     "thresholds": vae_meta["thresholds"],
   }
 
+  rows = config.latents.batch_size
+  total = -(-len(source) // rows)
+  progress = clock.Progress(total, rows, label="latents", stream=sys.stdout)
+
   def records():
-    for batch in pipeline.in_order(source, config.latents.batch_size):
+    for now, batch in enumerate(pipeline.in_order(source, rows), 1):
+      progress.tick(now)
+      if clock.due(now, max(1, total // 10), total):
+        progress.report(now, {})
       valid = batch.pop("valid")
       batch = maps.add_to(batch)
       for flipped in (False, True) if config.latents.flip else (False,):
@@ -99,7 +108,8 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
           }
 
   print(f"[latents] encoding {len(source):,} images into {folder}", flush=True)
-  latents.write(folder, meta, records())
+  with contextlib.closing(progress):
+    latents.write(folder, meta, records())
 
 
 def capacity(cache) -> int:
@@ -144,7 +154,7 @@ def task(
       transform=transform,
     )
 
-  facts = ("factors", "regions", "grid", "z_channels", "image_size", "classes", "thresholds")
+  facts = ("vae", "factors", "regions", "grid", "z_channels", "image_size", "classes", "thresholds")
   return Task(
     name=name,
     init=init,

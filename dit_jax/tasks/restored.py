@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core import config as configs
+from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, hierarchy, images, transforms
 from dit_jax.sampling import generate
@@ -76,6 +77,11 @@ def load(workdir, step: int | None = None) -> Run:
   ema, meta, step = Checkpoints(workdir / content).restore_ema(step)
   config = configs.from_json(meta["config"])
   params = {"content": ema, "dvae": latent_stage.dvae_params(workdir)}
+  if trees.content_hash(params["dvae"]) != meta["vae"]:
+    raise UserError(
+      f"the dvae in {workdir} is not the one that the stage {content} was trained on; put that one "
+      "back, or train the stages after it again in a new workdir."
+    )
   model = module.make_model(config, meta)
   apply = module.content_fn(model)
   map_logits = None

@@ -83,6 +83,8 @@ def latent_meta(config, num_children: int) -> dict:
       f"dvae.ratios={tuple(config.dvae.ratios)} must give one share a factor of "
       f"dvae.model.factors={factors}."
     )
+  if abs(sum(config.dvae.ratios) - 1) > 1e-6:
+    raise UserError(f"dvae.ratios={tuple(config.dvae.ratios)} must sum to 1.")
   if size % factors[-1]:
     raise UserError(
       f"data.image_size={size} must be a multiple of {factors[-1]}, the largest of "

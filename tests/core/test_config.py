@@ -159,3 +159,14 @@ def test_refusal_names_five_fields():
   with pytest.raises(UserError, match="and 3 more") as refused:
     config.refuse_drift(old, new)
   assert str(refused.value).count("0 -> 1") == 5
+
+
+def test_total_steps_is_fixed_where_a_critic_starts_at_a_share_of_them():
+  def critic(weight, steps):
+    c = recipe(dct__total_steps=steps)
+    c.dct.loss = {"disc_weight": weight}
+    return c
+
+  assert config.resume_differences(critic(0.0, 100), critic(0.0, 200)) == []
+  told = config.resume_differences(critic(0.75, 100), critic(0.75, 200))
+  assert told == ["dct.total_steps: 100 -> 200"]

@@ -89,6 +89,11 @@ def test_only_filters_images_and_classes(birds):
   assert len(open_source(config(birds, only="owl"), "all")) == 10  # one name, not its letters
 
 
+def test_a_folder_in_place_of_another_source_is_not_asked_for_its_superclasses(birds):
+  emoji = config(birds, source="twemoji", only=("Flags",))
+  assert open_source(emoji, "all").classes == open_source(config(birds), "all").classes
+
+
 def test_unconditional(tmp_path):
   paint(tmp_path, "b.png", "a.png")
   source = open_source(config(tmp_path), "train")

@@ -16,7 +16,7 @@ from dit_jax.models.dvae.decoder import Decoder
 from dit_jax.models.dvae.encoder import Encoder
 from dit_jax.nn import grains as structure
 
-ENCODER_MULTS = (1, 1, 2, 2, 4, 4)  # D2iT's code: level of factor 2^i, cut at log2 f_k
+ENCODER_MULTS = (1, 1, 2, 2, 4, 4)  # DQ-VAE's: level of factor 2^i, cut at log2 f_k
 DECODER_MULTS = (1, 1, 2, 2)  # cut at log2 f_1
 LOGVAR_RANGE = (-30.0, 20.0)
 
