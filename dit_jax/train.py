@@ -171,7 +171,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         break
     if pending is not None:
       _report(*pending, task.name, writer, progress)
-  if stopping:
+  if stopping or _all_stop(stop.requested, now, block):  # or it came after the last look
     _say(f"[{task.name}] stopped by a signal and saved at step {now}")
     raise SystemExit(128 + (stop.signum or signal.SIGTERM))
   if skipped := task.skipped():

@@ -1,0 +1,268 @@
+"""The latent cache of a run: made once from its DVAE, refused where anything behind it moved."""
+
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from dit_jax import train
+from dit_jax.core import buckets
+from dit_jax.core import config as configs
+from dit_jax.core.errors import UserError
+from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.nn import grains as structure
+from dit_jax.tasks import dvae, latent_stage
+from dit_jax.training import sharding, state
+from dit_jax.training.checkpoint import Checkpoints
+
+RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py"
+FACTORS, SIZE, PER_CLASS = (4, 8), 32, 3
+CLASSES = ("bird/owl", "bird/tit", "fish/eel")
+
+
+def make_images(root, seed=0):
+  """Flat pictures with one noisy quarter: regions of both grains, none like its mirror image."""
+  draw = np.random.default_rng(seed)
+  for name in CLASSES:
+    (root / name).mkdir(parents=True)
+    for i in range(PER_CLASS):
+      image = np.full((SIZE, SIZE, 3), draw.integers(40, 220, 3), np.uint8)
+      top, left = draw.integers(0, SIZE // 2, 2)
+      image[top : top + 20, left : left + 20] = draw.integers(0, 256, (20, 20, 3))[
+        : SIZE - top, : SIZE - left
+      ]
+      Image.fromarray(image).save(root / name / f"{i}.png")
+
+
+def recipe(images):
+  config = configs.load(RECIPE, "tiny")
+  config.data.update(
+    source="folder", path=str(images), image_size=SIZE, only=(), holdout=0, workers=0
+  )
+  config.latents.update(flip=True, batch_size=4)
+  levels = dict(stem=4, encoder_mults=(1, 1, 1, 1), decoder_mults=(1, 1, 1))
+  config.dvae.model.update(factors=FACTORS, z_channels=4, width=8, **levels)
+  config.dvae.optim.update(schedule="constant", warmup_steps=0)
+  config.dvae.update(total_steps=1, every=dict(log=1, save=1, preview=0))
+  return config
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  """A workdir with a DVAE of one step, its cache and its config."""
+  root = tmp_path_factory.mktemp("latent_stage")
+  make_images(root / "images")
+  config = recipe(root / "images")
+  one = sharding.make_mesh({}, jax.devices()[:1])
+  with pytest.MonkeyPatch.context() as patch:  # eight devices take longer to compile for
+    patch.setattr(sharding, "make_mesh", lambda _: one)
+    train.train_and_evaluate(config, root / "run", "dvae")
+  latent_stage.ensure(config, root / "run", None)
+  return root / "run", config
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+  """A copy of it that a test may break."""
+  shutil.copytree(trained[0], tmp_path / "run")
+  return tmp_path / "run", trained[1].copy_and_resolve_references()
+
+
+def stamps(folder):
+  return {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in sorted(folder.iterdir())}
+
+
+def test_the_cache_holds_every_image_and_its_mirror_image(trained):
+  workdir, config = trained
+  cache = latent_stage.ensure(config, workdir, None)
+  n = len(CLASSES) * PER_CLASS
+  assert len(cache) == 2 * n
+  assert cache.moments_shape == (8, 8, 8)
+  np.testing.assert_array_equal(np.sort(cache.indices), np.repeat(np.arange(n), 2))
+  for flipped in (False, True):
+    chosen = cache.flipped == flipped
+    np.testing.assert_array_equal(np.sort(cache.indices[chosen]), np.arange(n))
+    order = np.argsort(cache.indices[chosen])
+    np.testing.assert_array_equal(cache.labels[chosen][order], np.repeat([0, 1, 2], PER_CLASS))
+  assert list(cache.classes.children) == ["owl", "tit", "eel"]
+  assert set(np.unique(cache.grains)) == {0, 1}
+  assert cache.meta["image_size"] == SIZE
+  assert (cache.meta["regions"], cache.meta["grid"]) == ([4, 4], [8, 8])
+
+
+def test_records_are_the_encodings_of_images_and_of_mirrored_images(trained):
+  """Against the images themselves, encoded one batch at a time; not the mirrored encodings."""
+  workdir, config = trained
+  cache = latent_stage.ensure(config, workdir, None)
+  source = sources.open_source(config.data)
+  maps = grain_maps.GrainMaps.from_record(cache.meta["thresholds"])
+  stage = dvae.DVAETask(config.dvae, SIZE)
+  encode = jax.jit(stage.encode_moments)
+  params = {"gen": latent_stage.dvae_params(workdir)}
+  n, place = len(source), {}
+  for position in range(len(cache)):
+    place[int(cache.indices[position]), bool(cache.flipped[position])] = position
+  images = np.stack([source[i]["image"] for i in range(n)])
+  for flipped in (False, True):
+    seen = images[:, :, ::-1] if flipped else images
+    grains = np.stack([maps.of(x) for x in images]).astype(np.int32)
+    grains = grains[:, :, ::-1] if flipped else grains
+    rows = cache.read([place[i, flipped] for i in range(n)])
+    np.testing.assert_array_equal(rows["grains"], grains)
+    np.testing.assert_array_equal(rows["grains"], [maps.of(x) for x in seen])
+    np.testing.assert_allclose(rows["moments"], encode(params, seen, grains), atol=1e-4)
+  plain = cache.read([place[i, False] for i in range(n)])["moments"]
+  assert np.abs(rows["moments"] - plain[:, :, ::-1]).max() > 1e-3
+
+
+def test_records_have_the_structure_of_their_map(trained):
+  rows = latent_stage.ensure(trained[1], trained[0], None).read(range(18))
+  coarse = rows["grains"].repeat(2, 1).repeat(2, 2)[..., None] == 0
+  corner = rows["moments"][:, ::2, ::2].repeat(2, 1).repeat(2, 2)
+  assert np.where(coarse, rows["moments"] == corner, True).all()
+  assert not np.where(~coarse, rows["moments"] == corner, True).all()
+
+
+def test_a_second_call_writes_nothing(trained, monkeypatch):
+  workdir, config = trained
+  before = stamps(workdir / "latents")
+  monkeypatch.setattr(latents, "write", None)
+  monkeypatch.setattr(dvae.DVAETask, "encode_moments", None)
+  cache = latent_stage.ensure(config, workdir, None)
+  assert len(cache) == 18
+  assert stamps(workdir / "latents") == before
+
+
+@pytest.mark.parametrize("field", ["flip", "image_size"])
+def test_a_cache_of_another_config_is_refused(run, field):
+  workdir, config = run
+  if field == "flip":
+    config.latents.flip, message = False, "flip: True -> False"
+  else:
+    config.data.image_size, message = 16, "data: .*; image_size: 32 -> 16"
+  before = stamps(workdir / "latents")
+  with pytest.raises(UserError, match=f"stale .{message}.*delete it"):
+    latent_stage.ensure(config, workdir, None)
+  assert stamps(workdir / "latents") == before
+
+
+def test_a_cache_of_other_images_is_refused(run, tmp_path):
+  workdir, config = run
+  make_images(tmp_path / "images", seed=1)
+  Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "images" / CLASSES[0] / "more.png")
+  config.data.path = str(tmp_path / "images")
+  with pytest.raises(UserError, match=r"stale .data: "):
+    latent_stage.ensure(config, workdir, None)
+
+
+def save_dvae(workdir, step, change=lambda x: x):
+  """A later checkpoint of the DVAE with changed weights."""
+  checkpoints = Checkpoints(workdir / "dvae")
+  ema, meta, _ = checkpoints.restore_ema()
+  params = jax.tree.map(change, ema)
+  made = state.create(params, optax.sgd(0.1))
+  checkpoints.save(step, made, data={"step": step}, meta=meta)
+  checkpoints.close()
+
+
+def test_a_cache_of_other_weights_is_refused(run):
+  workdir, config = run
+  config.dvae.total_steps = 2
+  save_dvae(workdir, 2, lambda x: x + 1e-3)
+  with pytest.raises(UserError, match=r"stale .vae: \w{16} -> \w{16}\)") as e:
+    latent_stage.ensure(config, workdir, None)
+  assert "\n" not in str(e.value)
+
+
+def test_the_same_weights_at_a_later_step_make_the_same_cache(run):
+  workdir, config = run
+  config.dvae.total_steps = 2
+  save_dvae(workdir, 2)
+  before = stamps(workdir / "latents")
+  assert len(latent_stage.ensure(config, workdir, None)) == 18
+  assert stamps(workdir / "latents") == before
+
+
+def test_a_dvae_that_is_not_finished_makes_no_cache(run):
+  """--stage=dct on a run whose DVAE was interrupted: the cache would be of half-trained weights."""
+  workdir, config = run
+  shutil.rmtree(workdir / "latents")
+  config.dvae.total_steps = 5
+  with pytest.raises(UserError, match=r"dvae.* step 1 of 5"):
+    latent_stage.ensure(config, workdir, None)
+  assert not (workdir / "latents").exists()
+
+
+def test_without_a_dvae_there_is_nothing_to_encode_with(trained, tmp_path):
+  with pytest.raises(UserError, match="no checkpoint in"):
+    latent_stage.ensure(trained[1], tmp_path, None)
+
+
+def test_a_kill_while_writing_leaves_no_cache_and_the_next_call_makes_the_same(run, monkeypatch):
+  workdir, config = run
+  want = latent_stage.ensure(config, workdir, None)
+  want_rows = want.read(range(18))
+  shutil.rmtree(workdir / "latents")
+
+  in_order = pipeline.in_order
+
+  def killed(source, batch_size):
+    yield next(in_order(source, batch_size))
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(pipeline, "in_order", killed)
+    with pytest.raises(KeyboardInterrupt):
+      latent_stage.ensure(config, workdir, None)
+  assert not (workdir / "latents").exists()
+  again = latent_stage.ensure(config, workdir, None)
+  assert again.fingerprint == want.fingerprint
+  for name, rows in again.read(range(18)).items():
+    np.testing.assert_array_equal(rows, want_rows[name])
+
+
+def test_the_transformers_see_the_superclasses_that_the_config_names(run):
+  workdir, config = run
+  shutil.rmtree(workdir / "latents")
+  config.data.only = ("fish",)
+  config.latents.flip = False
+  cache = latent_stage.ensure(config, workdir, None)
+  assert (len(cache), list(cache.classes.children)) == (PER_CLASS, ["eel"])
+  assert not cache.flipped.any()
+  assert cache.meta["thresholds"] == Checkpoints(workdir / "dvae").read_meta()["thresholds"]
+
+
+def test_statistics_are_measured_once_and_are_those_of_the_cache(run):
+  workdir, config = run
+  (workdir / "latents" / "statistics.json").unlink(missing_ok=True)
+  cache = latent_stage.ensure(config, workdir, None)
+  got = latent_stage.statistics(cache)
+  mean, std = latents.latent_stats(cache, FACTORS)
+  assert got == {"mean": mean.tolist(), "std": std.tolist()}
+  before = stamps(workdir / "latents")
+  assert latent_stage.statistics(latents.LatentSource(workdir / "latents")) == got
+  assert stamps(workdir / "latents") == before
+  assert not [name for name in before if "tmp" in name]
+
+
+def test_one_capacity_holds_every_map_and_is_the_smallest(trained):
+  cache = latent_stage.ensure(trained[1], trained[0], None)
+  capacity = latent_stage.capacity(cache)
+  cells = np.asarray(structure.cell_grains(jax.numpy.asarray(cache.grains, int), FACTORS))
+  most = int((cells == 1).sum((1, 2)).max())  # a fine cell is a token
+  step = buckets.bucket_step(16, FACTORS)
+  assert most <= capacity < most + step
+  assert capacity % step == 0
+  buckets.token_index(cache.grains.astype(np.int32), FACTORS, capacity)
+
+
+def test_shown_rows_are_spread_over_the_cache(trained):
+  cache = latent_stage.ensure(trained[1], trained[0], None)
+  shown = latent_stage.shown_rows(cache)
+  assert len(shown["index"]) == min(latent_stage.SHOWN, len(cache))
+  assert set(shown["label"]) == {0, 1, 2}
+  np.testing.assert_array_equal(shown["index"][[0, -1]], cache.indices[[0, -1]])
