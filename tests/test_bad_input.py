@@ -191,7 +191,6 @@ FIELDS = [  # of a recipe whose first stage could be trained before the last one
   ("data.path=nowhere", "does not exist"),
   ("data.path=file", "is not a folder"),
   ("data.path=broken", "none of the 1 images"),
-  ("data.only=('bird',)", "no superclass of this set; did you mean 'birds'"),
   ("data.holdout=1", "the split 'train' is empty"),
   ("dvae.ratios=(1.0,)", "must give one share a factor"),
   ("dvae.model.factors=(4, 12)", "ascending powers of two"),
@@ -208,6 +207,11 @@ def test_recipes_that_do_not_fit(here, capsys, compiles, field, told):
   assert told in refused(capsys, "main", *training(f"--config.{field}"))
   assert contents(here) == before
   assert compiles == []
+
+
+def test_a_superclass_that_the_folder_lacks(here, capsys):
+  words = training("--config.data.source=folder", "--config.data.only=('bird',)")
+  assert "no superclass of this set; did you mean 'birds'" in refused(capsys, "main", *words)
 
 
 def test_dit_wants_one_grain(here, capsys, compiles):
