@@ -24,6 +24,7 @@ META = {
   "regions": [8, 8],
   "grid": [8, 8],
   "z_channels": 4,
+  "vae": "0123456789abcdef",
   "image_size": 32,
   "classes": CLASSES.to_json(),
   "thresholds": {"taus": [], "fractions": [1.0]},
