@@ -18,7 +18,6 @@ from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
 from dit_jax.tasks import sizes
-from dit_jax.training import sharding
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,11 +36,7 @@ def main():
 
 def of_config(config) -> dict:
   """Sizes of a recipe; see README for the fields."""
-  train.check_stages(config)
-  sizes.check_models(config)
-  mesh = sharding.make_mesh(config.mesh)
-  for name in config.stages:
-    sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  _, mesh = train.check_recipe(config)
   children, superclasses, note = _classes(config)
   measured = sizes.measure(config, children, mesh)
   return {

@@ -45,11 +45,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     FloatingPointError: ten updates in a row were not finite.
     SystemExit: a signal asked to stop; the state is saved.
   """
-  names = check_stages(config, stage)
-  sizes.check_models(config)
-  mesh = sharding.make_mesh(config.mesh)
-  for name in names:
-    sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  names, mesh = check_recipe(config, stage)
   if "://" in str(workdir):
     raise UserError(f"--workdir={workdir} must be a folder that every host sees: mount the bucket.")
   workdir = pathlib.Path(workdir)
@@ -68,6 +64,20 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     train_stage(task, config, folder, mesh)
     _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
   _say(f"everything is in {workdir}: checkpoints, metrics.jsonl and previews of each stage")
+
+
+def check_recipe(config, stage: str = ""):
+  """The stages to train and the mesh to train them on, if the recipe fits them.
+
+  Raises:
+    UserError: what no data and no workdir could mend.
+  """
+  names = check_stages(config, stage)
+  sizes.check_models(config)
+  mesh = sharding.make_mesh(config.mesh)
+  for name in names:
+    sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
+  return names, mesh
 
 
 def check_stages(config, stage: str = "") -> tuple[str, ...]:
@@ -121,6 +131,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   tx = optim.make_tx(block.optim, block.total_steps)
   checkpoints = checkpoint.Checkpoints(folder)
   train_state, first = _born_or_restored(task, tx, checkpoints, config.seed, mesh)
+  shardings = jax.tree.map(lambda x: x.sharding, train_state)
   jitted = step.make_step(
     loss_fn=task.loss_fn,
     normalizers=task.normalizers,
@@ -129,13 +140,12 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     seed=config.seed,
     accum=block.accum,
     mesh=mesh,
-    state_shardings=jax.tree.map(lambda x: x.sharding, train_state),
+    state_shardings=shardings,
   )
   _banner(task, block, train_state, first, mesh)
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
-    places = sharding.describe(train_state, jax.tree.map(lambda x: x.sharding, train_state))
-    text = "\n".join((table, *places))
+    text = "\n".join((table, *sharding.describe(train_state, shardings)))
     (folder / "parameters.txt").write_text(f"{text}\n", encoding="utf-8")
   meta = task.meta | {"config": configs.to_json(config)}
   save = functools.partial(_save, checkpoints, task, config.seed, meta)

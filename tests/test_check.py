@@ -105,9 +105,8 @@ def test_activations_follow_the_rows_on_a_device():
   assert kept("--config.dct.batch_size=32", "--config.dct.model.remat=full") < one / 2
 
 
-@pytest.mark.parametrize("source", ["twemoji", "folder"])
-def test_classes_are_counted_where_the_data_is(images, source):
-  words = (*DGT, f"--config.data.path={images}", f"--config.data.source={source}")
+def test_classes_are_counted_where_the_data_is(images):
+  words = (*DGT, f"--config.data.path={images}", "--config.data.source=folder")
   facts = json.loads(told(*words, "--json"))
   assert facts["classes"] == {"children": 4, "superclasses": 2, "note": "counted from the data"}
   assert facts["config"]["data"]["path"] == str(images)
@@ -115,6 +114,13 @@ def test_classes_are_counted_where_the_data_is(images, source):
   assert (one["classes"]["children"], one["classes"]["superclasses"]) == (2, 1)
   width = facts["config"]["dgt"]["model"]["width"]
   assert facts["params"]["dgt"] - one["params"]["dgt"] == 2 * width  # two rows of the label table
+
+
+def test_a_folder_in_place_of_a_packaged_set_is_counted_whole(images):
+  """`only` names superclasses of the packaged set, which is not read."""
+  words = (f"--config.data.path={images}", "--config.data.source=twemoji")
+  facts = json.loads(told(*DGT, *words, "--config.data.only=('Objects',)", "--json"))
+  assert facts["classes"] == {"children": 4, "superclasses": 2, "note": "counted from the data"}
 
 
 def test_a_packaged_set_that_is_not_installed_is_absent_data(monkeypatch):

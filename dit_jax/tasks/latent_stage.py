@@ -169,31 +169,42 @@ def task(
   )
 
 
+def sampling_models(config, meta: dict, process, content, map_logits=None) -> generate.Models:
+  """A content stage and its DVAE as sampling takes them, on params {"content", "dvae", ...}.
+
+  Args:
+    config: of the run.
+    meta: facts of the latents and `latent_stats`, as a checkpoint's meta holds them.
+    process: of the content model.
+    content: (params of the content model, z, model_time, label, grains, tokens) -> raw output.
+    map_logits: see generate.Models; None where grain maps are given.
+  """
+  decoder = dvae.make_model(config.dvae.model)
+  return generate.Models(
+    map_logits=map_logits,
+    content=lambda params, *args: content(params["content"], *args),
+    decode=lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode"),
+    process=process,
+    factors=tuple(meta["factors"]),
+    regions=tuple(meta["regions"]),
+    channels=meta["z_channels"],
+    num_classes=len(meta["classes"]["children"]),
+    mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
+    std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
+  )
+
+
 def picture_preview(config, cache, loss, content):
   """(params, frozen) -> decoded latents above samples with the same maps and labels."""
-  shown, meta = shown_rows(cache), cache.meta
-  decoder = dvae.make_model(config.dvae.model)
-  decode = lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode")
+  shown = shown_rows(cache)
+  meta = cache.meta | {"latent_stats": statistics(cache)}
   settings = dict(config.sampling) | {"steps": min(config.sampling.steps, 50), "stepper": "ddim"}
-  generator = generate.Generator(
-    generate.Models(
-      map_logits=None,
-      content=lambda params, *args: content(params["content"], *args),
-      decode=decode,
-      process=loss.process,
-      factors=tuple(meta["factors"]),
-      regions=tuple(meta["regions"]),
-      channels=meta["z_channels"],
-      num_classes=loss.num_classes,
-      mean=loss.mean,
-      std=loss.std,
-    ),
-    generate.Settings(**settings),
-  )
+  models = sampling_models(config, meta, loss.process, content)
+  generator = generate.Generator(models, generate.Settings(**settings))
 
   @jax.jit
   def decoded(params, moments):
-    return generate.to_uint8(decode(params, dvae_model.split_moments(moments)[0]))
+    return generate.to_uint8(models.decode(params, dvae_model.split_moments(moments)[0]))
 
   def preview(params, frozen):
     params = {"content": params, "dvae": frozen["dvae"]}

@@ -4,7 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core import config as configs
@@ -13,7 +12,6 @@ from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, hierarchy, images, transforms
 from dit_jax.sampling import generate
 from dit_jax.tasks import dct, dgt, dit, latent_stage
-from dit_jax.tasks import dvae as dvae_task
 from dit_jax.training.checkpoint import Checkpoints
 
 
@@ -82,24 +80,12 @@ def load(workdir, step: int | None = None) -> Run:
       f"the dvae in {workdir} is not the one that the stage {content} was trained on; put that one "
       "back, or train the stages after it again in a new workdir."
     )
-  model = module.make_model(config, meta)
-  apply = module.content_fn(model)
   map_logits = None
   if content == "dct":
     params["dgt"], map_meta, _ = Checkpoints(workdir / "dgt").restore_ema()
     map_model = dgt.make_model(config, map_meta)
     map_logits = lambda params, *args: map_model.apply(params["dgt"], *args)
-  decoder = dvae_task.make_model(config.dvae.model)
-  models = generate.Models(
-    map_logits=map_logits,
-    content=lambda params, *args: apply(params["content"], *args),
-    decode=lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode"),
-    process=dct.make_process(config[content].diffusion),
-    factors=tuple(meta["factors"]),
-    regions=tuple(meta["regions"]),
-    channels=meta["z_channels"],
-    num_classes=model.num_classes,
-    mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
-    std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
-  )
+  process = dct.make_process(config[content].diffusion)
+  content_fn = module.content_fn(module.make_model(config, meta))
+  models = latent_stage.sampling_models(config, meta, process, content_fn, map_logits)
   return Run(config, meta, hierarchy.ClassTable.from_json(meta["classes"]), models, params, step)
