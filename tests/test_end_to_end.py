@@ -245,6 +245,21 @@ def test_a_second_call_passes_over_finished_stages(straight, images, capfd):
   assert [name for name in STAGES if f"[{name}] finished before" in printed] == list(STAGES)
 
 
+def test_a_finished_stage_whose_last_checkpoint_is_damaged_is_finished_again(
+  straight, copy, images
+):
+  config = recipe(images)
+  for name in STAGES:
+    config[name].every.preview = STEPS
+  largest = max((copy / "dvae/4/state").rglob("d/*"), key=lambda path: path.stat().st_size)
+  largest.write_bytes(bytes(largest.stat().st_size))
+  with pytest.raises(UserError, match="dvae, which is not finished"):
+    train.train_and_evaluate(config, copy, stage="dct")
+  train.train_and_evaluate(config, copy)
+  for stage in STAGES:
+    assert_bit_equal(last(copy, stage), last(straight, stage))
+
+
 def test_interrupted_and_resumed_equals_straight_bit_for_bit(
   straight, images, tmp_path, interrupt, monkeypatch
 ):

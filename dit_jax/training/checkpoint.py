@@ -66,6 +66,10 @@ class Checkpoints:
     """The newest step on disk, None where there is none; not verified."""
     return max(self.steps(), default=None)
 
+  def whole(self) -> int | None:
+    """The newest step whose files are as they were written, None where there is none."""
+    return next((step for step in reversed(self.steps()) if not self._problem(step)), None)
+
   def save(self, step: int, state: TrainState, data: dict, meta: dict) -> bool:
     """Starts to write a checkpoint; a step that is there already is left as it is.
 

@@ -265,6 +265,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(saved, copy, c
   DAMAGES[damage](max(arrays, key=lambda p: p.stat().st_size))
   assert checkpoint.Checkpoints(copy).restore_ema()[2] == 2  # ema itself is whole
   checkpoints = checkpoint.Checkpoints(copy)
+  assert (checkpoints.latest(), checkpoints.whole()) == (2, 1)
   restored = checkpoints.restore(abstract())
   assert restored.step == 1
   chex.assert_trees_all_equal(restored.state, saved[1][1])
@@ -283,6 +284,7 @@ def test_where_all_are_damaged_nothing_is_moved_or_started_over(copy):
       checkpoint.Checkpoints(copy).restore(abstract())
   with pytest.raises(UserError, match="damaged"):
     checkpoint.Checkpoints(copy).restore_ema()
+  assert checkpoint.Checkpoints(copy).whole() is None
   assert checkpoint.Checkpoints(copy).steps() == [1, 2]
 
 
