@@ -84,18 +84,22 @@ def measure(data: str, factors: tuple[int, ...], steps: int) -> dict:
     psnr.append(frechet.psnr(batch["image"], again))
     codes.append(np.asarray(structure.unique_weights(batch["grains"], factors)).sum((1, 2)))
     fine.append(batch["grains"].mean((1, 2)))
-  return {
+  row = {
     "factors": factors,
     "psnr_db": float(np.concatenate(psnr).mean()),
     "tokens": float(np.concatenate(codes).mean()),
     "held_out_images": len(held),
-    "taus": meta["thresholds"]["taus"],
-    "atoms": meta["thresholds"].get("atoms", []),
-    "fine_fraction": meta["thresholds"]["fractions"][-1],
-    "fine_fraction_held_out": float(np.concatenate(fine).mean()),
     "params": trees.count(ema["gen"]),
     "steps": steps,
     "minutes": minutes,
+  }
+  if len(factors) == 1:
+    return row
+  return row | {
+    "taus": meta["thresholds"]["taus"],
+    "atoms": meta["thresholds"]["atoms"],
+    "fine_fraction": meta["thresholds"]["fractions"][-1],
+    "fine_fraction_held_out": float(np.concatenate(fine).mean()),
   }
 
 
