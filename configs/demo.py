@@ -120,8 +120,8 @@ def get_config(arg=None):
     optim=dict(adam, name="muon", lr=2e-3),
     batch_size=8 if tiny else 16,  # more steps help more than more images a step
     accum=1,
-    total_steps=4 if tiny else 1_500,
+    total_steps=4 if tiny else 1_100,
     ema_decay=0.995,
-    every=dict(log=2 if tiny else 25, save=2 if tiny else 250, preview=4 if tiny else 500),
+    every=dict(log=2 if tiny else 25, save=2 if tiny else 250, preview=4 if tiny else 1_100),
   )
   return c

@@ -25,6 +25,8 @@ NEAR_COPY = 0.5  # of the median distance from a held-out image to its nearest t
 def main(workdir: str) -> None:
   run = restored.load(workdir)
   data = run.config.data
+  if not data.holdout:
+    sys.exit("data.holdout=0 keeps no image apart to compare with; train with 10, in a new WORKDIR")
   train = load(sources.open_source(data, "train"))
   held = load(sources.open_source(data, "heldout"))
   every_held = load(sources.open_source(dvae.every_superclass(data), "heldout"))
