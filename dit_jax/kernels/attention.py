@@ -1,8 +1,32 @@
-"""The door to attention over whole sequences, dense or with a length for the tail."""
+"""The door to attention over whole sequences: dense or prob-sparse, on whatever device there is.
+
+Dense or prob-sparse is the model's choice. Of either, the door takes the first implementation of
+its platform that takes the shapes; all of them compute the same function.
+"""
+
+import functools
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from dit_jax.core.typing import Array, Float, Int
+from dit_jax.core.typing import Array, Float, Int, Key
+from dit_jax.kernels import dense
+from dit_jax.kernels.pro_attention import reference
+from dit_jax.kernels.pro_attention.settings import DEFAULT, ProSettings, check_arrays, uniforms
+
+KINDS = ("full", "pro")
+CHOICES = {  # by kind and platform, the first that takes the shapes
+  "full": {"gpu": ("cudnn", "xla"), "tpu": ("flash", "xla"), "cpu": ("xla",)},
+  "pro": {
+    "gpu": ("gpu", "gathered", "reference"),
+    "tpu": ("tpu", "reference"),
+    "cpu": ("reference",),
+  },
+}
+UNSPLIT = ("xla", "cudnn")  # the compiler splits these over a mesh by itself
+BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
 
 def attention(
@@ -10,15 +34,114 @@ def attention(
   k: Float[Array, "b n h d"],
   v: Float[Array, "b n h d"],
   lengths: Int[Array, " b"] | None = None,
+  kind: str = "full",
+  implementation: str | None = None,
+  key: Key[Array, ""] | None = None,
+  settings: ProSettings = DEFAULT,
 ) -> Float[Array, "b n h d"]:
-  """softmax(q k^T / sqrt(d)) v per head; the softmax is in float32 whatever the inputs are.
+  """softmax(q k^T / sqrt(d)) v per head, for all queries or for those that need it.
+
+  Under a mesh (jax.set_mesh) the batch is split over its axes data and fsdp, the heads over tensor.
 
   Args:
     q: queries.
     k: keys.
     v: values.
-    lengths: keys at or past an image's length get a finite score that the softmax turns into an
-      exact 0. Queries past the length are computed and mean nothing; they are finite, at length 0
-      too.
+    lengths: true lengths, at most n; keys at or past them weigh nothing. Queries there mean
+      nothing, but are finite.
+    kind: "full", or "pro" for ProAttention (kernels.pro_attention.reference).
+    implementation: one of CHOICES; None takes the first of the platform that takes the shapes.
+    key: decides which keys "pro" samples; None is a fixed one.
+    settings: of "pro".
+
+  Raises:
+    ValueError: shapes, lengths, kind or implementation that do not fit.
+    NotImplementedError: the `implementation` asked for does not take the shapes.
   """
-  return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="xla")
+  check_arrays(q, k, v, lengths)
+  if kind not in KINDS:
+    raise ValueError(f"{kind=} is unknown; expected one of {list(KINDS)}.")
+  known = {name for names in CHOICES[kind].values() for name in names}
+  if implementation is not None and implementation not in known:
+    raise ValueError(
+      f"{implementation=} is unknown for {kind=}; expected one of {sorted(known)} or None."
+    )
+  if kind == "pro" and settings.part == 1 and implementation is None:
+    return _all_queries(q, k, v, lengths)
+  names = (implementation,) if implementation else CHOICES[kind][platform()]
+  r = None
+  if kind == "pro":
+    r = uniforms(jax.random.key(0) if key is None else key, q.shape[2])
+  refusals = []
+  for name in names:
+    call = _implementation(name, settings)
+    try:
+      return (call if name in UNSPLIT else _split(call, q))(q, k, v, r, lengths)
+    except NotImplementedError as e:
+      refusals.append(e)
+  if implementation:
+    raise refusals[0]
+  raise ExceptionGroup(f"no implementation of {names} takes {q.shape=} {q.dtype=}", refusals)
+
+
+def _all_queries(q, k, v, lengths):
+  """ProAttention that selects every query: dense attention, with its zeros past the length."""
+  out = attention(q, k, v, lengths)
+  if lengths is None:
+    return out
+  return jnp.where((jnp.arange(q.shape[1]) < lengths[:, None])[..., None, None], out, 0)
+
+
+def platform() -> str:
+  """ "gpu", "tpu" or "cpu": of the mesh in context, else of the default backend."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  name = jax.default_backend() if device is None else device.platform
+  return {"cuda": "gpu", "rocm": "cpu"}.get(name, name)
+
+
+def _implementation(name: str, settings: ProSettings):
+  """(q, k, v, r, lengths) -> result; kernels are imported where they are used."""
+  if name in ("xla", "cudnn", "flash"):
+    return lambda q, k, v, r, lengths: getattr(dense, name)(q, k, v, lengths)
+  if name == "tpu":
+    from dit_jax.kernels.pro_attention.tpu import pro_attention
+  elif name == "gpu":
+    from dit_jax.kernels.pro_attention.gpu import pro_attention
+  elif name == "gathered":  # many queries: the library attends
+    pro_attention = functools.partial(reference.pro_attention, attend=dense.cudnn)
+  else:
+    pro_attention = reference.pro_attention
+  return lambda *arrays: pro_attention(*arrays, settings)
+
+
+def _split(call, q):
+  """`call` on each device's own images and heads: the compiler cannot cut into a kernel."""
+  mesh = jax.sharding.get_abstract_mesh()
+  free = {
+    axis: size
+    for axis, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    if kind == AxisType.Auto
+  }
+  if not free:
+    return call
+  batch = _dividing([axis for axis in BATCH_AXES if axis in free], free, q.shape[0])
+  heads = _dividing([axis for axis in HEAD_AXES if axis in free], free, q.shape[2])
+
+  def split(q, k, v, r, lengths):
+    tokens = P(batch, None, heads)
+    specs = (tokens, tokens, tokens, None if r is None else P(heads))
+    specs += (None if lengths is None else P(batch),)
+    own = jax.shard_map(
+      call, in_specs=specs, out_specs=tokens, axis_names=set(free), check_vma=False
+    )
+    return own(q, k, v, r, lengths)
+
+  return split
+
+
+def _dividing(axes: list[str], sizes: dict[str, int], rows: int):
+  """The axes, if the rows split evenly over them; else none, and every device does all rows."""
+  count = 1
+  for axis in axes:
+    count *= sizes[axis]
+  return tuple(axes) if axes and rows % count == 0 else None

@@ -1,0 +1,57 @@
+"""Dense attention, three implementations of one function: softmax(q k^T / sqrt(d)) v per head.
+
+Each takes q as [b, u, h, d], k and v as [b, n, h, d] and true lengths [b] or None, and raises
+NotImplementedError for what it does not take. Keys at or past an image's length weigh exactly
+nothing; queries there are computed and mean nothing; they are finite, at length 0 too.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+FLASH_BLOCKS = (512, 256, 128)  # rows and keys that the TPU kernel works on at once
+
+
+def xla(q, k, v, lengths=None):
+  """Plain XLA; the softmax is in float32 whatever the inputs are."""
+  return jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation="xla")
+
+
+def cudnn(q, k, v, lengths=None):
+  """cuDNN's flash attention, on NVIDIA GPUs from Ampere on."""
+  if q.dtype not in (jnp.bfloat16, jnp.float16):
+    raise NotImplementedError(f"cuDNN's attention takes bfloat16 and float16, not {q.dtype}.")
+  if q.shape[-1] % 8 or q.shape[-1] > 128:
+    raise NotImplementedError(f"head dim {q.shape[-1]} is no multiple of 8 up to 128.")
+  if lengths is not None:
+    lengths = jnp.maximum(lengths, 1)  # an image of no tokens attends to its first row
+  fn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+  try:
+    return fn(q, k, v, key_value_seq_lengths=lengths)
+  except RuntimeError as e:  # where the library is not installed, or too old
+    raise NotImplementedError(f"cuDNN's attention cannot be used here: {e}") from e
+
+
+def flash(q, k, v, lengths=None):
+  """The Pallas flash attention that ships with JAX, on TPUs."""
+  from jax.experimental.pallas.ops.tpu import flash_attention as tpu
+
+  b, n, _, d = q.shape
+  if k.shape != q.shape:
+    raise NotImplementedError(f"{n} queries of {k.shape[1]} keys: this kernel takes equal numbers.")
+  rows = -(-n // FLASH_BLOCKS[-1]) * FLASH_BLOCKS[-1]
+  segments = None
+  if lengths is not None or rows != n:  # all queries attend to segment 0, padding is segment 1
+    last = jnp.full((b, 1), n) if lengths is None else jnp.maximum(lengths, 1)[:, None]
+    padding = (jnp.arange(rows) >= last).astype(jnp.int32)
+    segments = tpu.SegmentIds(q=jnp.zeros((b, rows), jnp.int32), kv=padding)
+  block = next(size for size in FLASH_BLOCKS if rows % size == 0)
+  fields = (field.name for field in dataclasses.fields(tpu.BlockSizes))
+  blocks = tpu.BlockSizes(**dict.fromkeys(fields, block) | {"block_b": 1})
+  pad = lambda x: jnp.pad(x, ((0, 0), (0, rows - n), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
+  out = tpu.flash_attention(
+    pad(q), pad(k), pad(v), segment_ids=segments, sm_scale=d**-0.5, block_sizes=blocks
+  )
+  return out[:, :, :n].transpose(0, 2, 1, 3)
