@@ -92,12 +92,22 @@ def get_config(arg=None):
     weight_decay=0.0,
     clip=0.0,
   )
+  attention = dict(  # kind="pro" makes the blocks below prob-sparse
+    kind="full",
+    c=5,
+    keys="shared",
+    pro_blocks=(),
+    pro_min_tokens=1024,
+    anneal=0.1,
+    dense_snr=0.0,
+  )
   small = dict(depth=2, width=32, num_heads=2)
   c.dgt = dict(
     model=dict(
       **(small if tiny else dict(depth=12, width=384, num_heads=6)),
       qk_norm=False,
       remat="none",
+      attention=attention,
       dtype="float32" if tiny else "bfloat16",
     ),
     label_drop=0.1,
@@ -113,6 +123,7 @@ def get_config(arg=None):
       **(dict(**small, refine_depth=1) if tiny else dict(variant=arg.variant)),
       qk_norm=False,
       remat="none",
+      attention=attention,
       dtype="float32" if tiny else "bfloat16",
     ),
     diffusion=dict(

@@ -81,6 +81,15 @@ def get_config(arg=None):
     ema_decay=0.995,
     every=dict(log=2 if tiny else 25, save=2 if tiny else 200, preview=4 if tiny else 400),
   )
+  attention = dict(  # kind="pro" makes the blocks below prob-sparse
+    kind="full",
+    c=5,
+    keys="shared",
+    pro_blocks=(),
+    pro_min_tokens=1024,
+    anneal=0.1,
+    dense_snr=0.0,
+  )
   c.dgt = dict(
     model=dict(
       depth=2 if tiny else 4,
@@ -88,6 +97,7 @@ def get_config(arg=None):
       num_heads=2 if tiny else 4,
       qk_norm=True,
       remat="none",
+      attention=attention,
       dtype="float32",
     ),
     label_drop=0.1,
@@ -106,6 +116,7 @@ def get_config(arg=None):
       num_heads=2 if tiny else 3,
       qk_norm=True,
       remat="none",
+      attention=attention,
       dtype="float32",
     ),
     diffusion=dict(

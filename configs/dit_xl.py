@@ -24,9 +24,8 @@ def get_config(arg=None):
   c.dvae.model.encoder_mults = (1, 1, 2) if keys.tiny else (1, 1, 2, 2)
   c.dit = c.dct
   if keys.tiny:
-    c.dit.model = dict(
-      depth=2, width=32, num_heads=2, patch=2, qk_norm=False, remat="none", dtype="float32"
-    )
+    del c.dit.model.refine_depth
+    c.dit.model.patch = 2
   else:
     c.dit.model.variant = keys.variant
   del c.dgt, c.dct

@@ -19,6 +19,10 @@ from dit_jax.core.errors import UserError
 from dit_jax.data import sources
 from dit_jax.tasks import sizes
 
+# Tokens below which both kinds of attention take as long as reading and writing their arrays does
+# on an accelerator: the roofline, at head dim 72 in bfloat16.
+PAYS_FROM = 512
+
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="A recipe.", lock_config=True, flag_values=FLAGS
@@ -44,6 +48,7 @@ def of_config(config) -> dict:
     "trainable": sum(measured["params"].values()),
     "tokens": sizes.tokens(config),
     "flops_per_image": measured["flops_per_image"],
+    "pro_blocks": sizes.pro_blocks(config),
     "bytes_per_device": {
       # Stages run one after the other.
       "state": max(measured["state_bytes"].values()),
@@ -108,6 +113,7 @@ def as_text(facts: dict) -> str:
       f"{name:8s} {count / 1e6:9.2f} M parameters, {cost['forward'] / 1e9:9.1f} GFLOP forward, "
       f"{cost['train'] / 1e9:9.1f} GFLOP a training step, an image"
     )
+    lines += _pro_lines(name, facts["pro_blocks"].get(name, {}))
   lines.append(
     "memory   {state:.2f} GiB of state, {activations:.2f} GiB of activations".format(
       **{name: size / 2**30 for name, size in per_device.items()}
@@ -115,6 +121,17 @@ def as_text(facts: dict) -> str:
     + f" on each of {facts['devices']} devices, each at its largest stage"
   )
   return "\n".join(lines)
+
+
+def _pro_lines(name: str, blocks: dict[str, list[int]]) -> list[str]:
+  """Where a stage's attention is prob-sparse, and whether that can pay."""
+  lines = []
+  for tokens, numbers in blocks.items():
+    line = f"{name:8s} ProAttention in blocks {', '.join(map(str, numbers))} ({tokens} tokens)"
+    if int(tokens) < PAYS_FROM:
+      line += f"; warning: dense attention is as fast or faster below {PAYS_FROM} tokens"
+    lines.append(line)
+  return lines
 
 
 if __name__ == "__main__":

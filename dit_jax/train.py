@@ -132,8 +132,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   checkpoints = checkpoint.Checkpoints(folder)
   train_state, first = _born_or_restored(task, tx, checkpoints, config.seed, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, train_state)
-  jitted = step.make_step(
-    loss_fn=task.loss_fn,
+  make_step = functools.partial(
+    step.make_step,
     normalizers=task.normalizers,
     tx=tx,
     ema_decay=block.ema_decay,
@@ -142,6 +142,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     mesh=mesh,
     state_shardings=shardings,
   )
+  programs = [(start, make_step(loss_fn=loss_fn)) for start, loss_fn in task.phases]
   _banner(task, block, train_state, first, mesh)
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
@@ -161,6 +162,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   ):
     now, pending, stopping = first, None, False
     for now in range(first + 1, block.total_steps + 1):
+      jitted = next(f for start, f in reversed(programs) if start < now)
       train_state, metrics = jitted(train_state, sharding.put_batch(next(batches), mesh))
       progress.tick(now)
       if pending is not None:  # the step before this one: the device is never waited for
@@ -249,6 +251,7 @@ def _banner(task: Task, block, train_state, first: int, mesh) -> None:
     f" = {block.batch_size // shards // block.accum} a device x {shards} x {block.accum}"
     f" accumulated; {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
     f" epoch; steps {first} -> {block.total_steps}"
+    + (f" in {len(task.phases)} phases, a program each" if len(task.phases) > 1 else "")
   )
 
 

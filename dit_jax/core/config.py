@@ -23,6 +23,7 @@ MAY_CHANGE = (
   r"sampling(\..*)?",
   r"data\.path",
   r"(.*\.)?remat",
+  r"(.*\.)?attention\.dense_snr",
   r"(.*\.)?every(\..*)?",
   r"(.*\.)?workers",
 )
@@ -175,6 +176,9 @@ def _may_change(old: dict, new: dict, name: str) -> bool:
     return True
   block, _, field = name.rpartition(".")
   if old.get(f"{block}.loss.disc_weight"):  # the critic starts at a share of total_steps
+    return False
+  attention = f"{block}.model.attention"
+  if old.get(f"{attention}.kind") == "pro" and old.get(f"{attention}.anneal"):  # so do its phases
     return False
   schedule = f"{block}.optim.schedule" if block else "optim.schedule"
   return field == "total_steps" and old.get(schedule) == new.get(schedule) == "constant"

@@ -22,6 +22,12 @@ def sample_keys(seed: int, index: Int[Array, " b"]) -> Key[Array, " b"]:
   return jax.vmap(lambda i: jax.random.fold_in(root, i))(index)
 
 
+def step_key(seed: int, step, name: str) -> Key[Array, ""]:
+  """One key for all images of a step: what a batch shares, whatever its rows."""
+  root = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
+  return jax.random.fold_in(root, step)
+
+
 def stream(keys: Key[Array, " b"], name: str | int | Array) -> Key[Array, " b"]:
   """An independent stream of every key, by name ("noise", "timestep") or by number."""
   number = zlib.crc32(name.encode()) if isinstance(name, str) else name

@@ -17,7 +17,7 @@ from dit_jax.models.dit import SIZES as DIT_SIZES
 from dit_jax.models.refine_net import RefineNet
 from dit_jax.nn import grains as grain_maps
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
 from dit_jax.nn.label import LabelEmbedder
@@ -77,6 +77,7 @@ class DCT(nn.Module):
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
     remat: see nn.block.Blocks.
+    attention: which blocks are prob-sparse; the refinement's numbers follow the base's.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
   """
 
@@ -92,12 +93,21 @@ class DCT(nn.Module):
   qk_norm: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
+  attention: AttentionSettings = AttentionSettings()
 
   def __post_init__(self):
     super().__post_init__()
     check_heads(self.width, self.num_heads)
     check_remat(self.remat)
+    self.attention.check_blocks(self.depth + self.refine_depth)
     check_factors(tuple(self.factors), tuple(self.grid))
+
+  @property
+  def block_tokens(self) -> tuple[int, ...]:
+    """The most tokens that each block can meet: regions in the base, finest codes after it."""
+    cells = self.grid[0] * self.grid[1]
+    regions = cells // (self.factors[-1] // self.factors[0]) ** 2
+    return (regions,) * self.depth + (cells,) * self.refine_depth
 
   @nn.compact
   def __call__(
@@ -136,6 +146,8 @@ class DCT(nn.Module):
       self.qk_norm,
       self.remat,
       self.dtype,
+      self.attention,
+      self.depth,
       name="refine",
     )(h, c, z, tokens)
     return rough + delta
@@ -163,7 +175,14 @@ class DCT(nn.Module):
     h = h + embed(rearrange(grains, "b r c -> b (r c)"))
     c = TimestepEmbedder(width, dtype=dtype, name="time")(t_model)
     c = c + LabelEmbedder(self.num_classes, width, dtype, name="label")(label)
-    h = Blocks(self.depth, width, self.num_heads, self.qk_norm, self.remat, dtype, name="blocks")(
-      h, c
-    )
+    h = Blocks(
+      self.depth,
+      width,
+      self.num_heads,
+      self.qk_norm,
+      self.remat,
+      dtype,
+      self.attention,
+      name="blocks",
+    )(h, c)
     return h, c

@@ -14,7 +14,7 @@ from dit_jax.core import rng
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, Bool, DTypeLike, Float, Int, Key
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PositionTable
 from dit_jax.nn.label import LabelEmbedder
@@ -40,13 +40,20 @@ class DGT(nn.Module):
   qk_norm: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
+  attention: AttentionSettings = AttentionSettings()
 
   def __post_init__(self):
     super().__post_init__()
     check_heads(self.width, self.num_heads)
     check_remat(self.remat)
+    self.attention.check_blocks(self.depth)
     if self.num_grains < 2:
       raise UserError(f"num_grains={self.num_grains} leaves nothing to draw; it must be 2 or more.")
+
+  @property
+  def block_tokens(self) -> tuple[int, ...]:
+    """The most tokens that each block can meet."""
+    return (self.grid[0] * self.grid[1],) * self.depth
 
   @nn.compact
   def __call__(
@@ -62,7 +69,14 @@ class DGT(nn.Module):
     x = x + PositionTable(rows, cols, self.width, self.dtype, name="position")()
     c = LabelEmbedder(self.num_classes, self.width, self.dtype, name="label")(label)
     x = Blocks(
-      self.depth, self.width, self.num_heads, self.qk_norm, self.remat, self.dtype, name="blocks"
+      self.depth,
+      self.width,
+      self.num_heads,
+      self.qk_norm,
+      self.remat,
+      self.dtype,
+      self.attention,
+      name="blocks",
     )(x, c)
     logits = FinalLayer(self.num_grains, self.dtype, name="final")(x, c)
     return rearrange(logits, "b (r c) k -> b r c k", r=rows)

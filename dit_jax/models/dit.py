@@ -7,7 +7,7 @@ from einops import rearrange
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, DTypeLike, Float, Int
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
 from dit_jax.nn.label import LabelEmbedder
@@ -58,16 +58,23 @@ class DiT(nn.Module):
   qk_norm: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
+  attention: AttentionSettings = AttentionSettings()
 
   def __post_init__(self):
     super().__post_init__()
     check_heads(self.width, self.num_heads)
     check_remat(self.remat)
+    self.attention.check_blocks(self.depth)
     if self.grid[0] % self.patch or self.grid[1] % self.patch:
       raise UserError(
         f"The latent grid {self.grid} must be a multiple of patch={self.patch} on both sides; "
         "change the image size or the patch."
       )
+
+  @property
+  def block_tokens(self) -> tuple[int, ...]:
+    """The most tokens that each block can meet."""
+    return (self.grid[0] * self.grid[1] // self.patch**2,) * self.depth
 
   @nn.compact
   def __call__(
@@ -82,7 +89,14 @@ class DiT(nn.Module):
     c = TimestepEmbedder(self.width, dtype=dtype, name="time")(t_model)
     c = c + LabelEmbedder(self.num_classes, self.width, dtype, name="label")(label)
     x = Blocks(
-      self.depth, self.width, self.num_heads, self.qk_norm, self.remat, dtype, name="blocks"
+      self.depth,
+      self.width,
+      self.num_heads,
+      self.qk_norm,
+      self.remat,
+      dtype,
+      self.attention,
+      name="blocks",
     )(x, c)
     channels = self.z_channels * (2 if self.learn_sigma else 1)
     x = FinalLayer(p * p * channels, dtype, name="final")(x, c)

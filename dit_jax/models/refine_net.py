@@ -12,6 +12,7 @@ from einops import rearrange
 from dit_jax.core.buckets import TokenIndex
 from dit_jax.core.typing import Array, DTypeLike, Float, Int
 from dit_jax.nn.adaln import FinalLayer
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.nn.block import Blocks
 from dit_jax.nn.embed import PositionTable
 
@@ -22,7 +23,11 @@ def take_rows(x: Float[Array, "b n d"], index: Int[Array, "b m"]) -> Float[Array
 
 
 class RefineNet(nn.Module):
-  """Attention among an image's own fine codes; its output is zero at init."""
+  """Attention among an image's own fine codes; its output is zero at init.
+
+  Its blocks are numbered from `first`. Whether they are prob-sparse depends on the tokens that an
+  image could have, not on the capacity of the batch.
+  """
 
   depth: int
   width: int
@@ -32,6 +37,8 @@ class RefineNet(nn.Module):
   qk_norm: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
+  attention: AttentionSettings = AttentionSettings()
+  first: int = 0
 
   @nn.compact
   def __call__(
@@ -57,7 +64,16 @@ class RefineNet(nn.Module):
     f = jnp.concatenate([f, self.linear(self.width, "code")(code)], axis=-1)
     f = self.linear(self.width, "merge")(f)
     f = Blocks(
-      self.depth, self.width, self.num_heads, self.qk_norm, self.remat, self.dtype, name="blocks"
+      self.depth,
+      self.width,
+      self.num_heads,
+      self.qk_norm,
+      self.remat,
+      self.dtype,
+      self.attention,
+      self.first,
+      rows * cols,
+      name="blocks",
     )(f, c, tokens.length)
     delta = FinalLayer(self.out_channels, self.dtype, name="final")(f, c)
     kept = jnp.arange(delta.shape[1]) < tokens.length[:, None]

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.kernels.pro_attention.settings import ProSettings
 from dit_jax.nn.adaln import AdaLN, layer_norm, modulate
-from dit_jax.nn.attention import SelfAttention
+from dit_jax.nn.attention import AttentionSettings, SelfAttention
 from dit_jax.nn.mlp import MLP
 
 REMAT = {  # what the backward pass may keep of a block
@@ -29,6 +30,7 @@ class DiTBlock(nn.Module):
   num_heads: int
   qk_norm: bool = False
   dtype: DTypeLike = jnp.float32
+  pro: ProSettings | None = None
 
   @nn.compact
   def __call__(
@@ -39,7 +41,9 @@ class DiTBlock(nn.Module):
   ) -> Float[Array, "b n d"]:
     chunks = AdaLN(6, dtype=self.dtype, name="adaln")(c)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunks
-    attn = SelfAttention(self.num_heads, self.width, self.qk_norm, self.dtype, name="attn")
+    attn = SelfAttention(
+      self.num_heads, self.width, self.qk_norm, self.dtype, self.pro, name="attn"
+    )
     mlp = MLP(dtype=self.dtype, name="mlp")
     h = h + gate_attn[:, None] * attn(modulate(layer_norm(h), shift_attn, scale_attn), lengths)
     return h + gate_mlp[:, None] * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
@@ -50,6 +54,8 @@ class Blocks(nn.Module):
 
   remat: "none" keeps every activation for the backward pass, "full" only the input of each block,
   "dots" also the results of its weight matrices.
+  attention: which blocks are prob-sparse; they are numbered from `first`, and their sequences have
+  `max_tokens` at most (0: as many as come in).
   """
 
   depth: int
@@ -58,6 +64,9 @@ class Blocks(nn.Module):
   qk_norm: bool = False
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
+  attention: AttentionSettings = AttentionSettings()
+  first: int = 0
+  max_tokens: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -71,8 +80,10 @@ class Blocks(nn.Module):
     lengths: Int[Array, " b"] | None = None,
   ) -> Float[Array, "b n d"]:
     block = DiTBlock if self.remat == "none" else nn.remat(DiTBlock, policy=REMAT[self.remat])
+    tokens = self.max_tokens or h.shape[1]
     for i in range(self.depth):
-      h = block(self.width, self.num_heads, self.qk_norm, self.dtype, name=f"block_{i:02d}")(
+      pro = self.attention.of_block(self.first + i, tokens)
+      h = block(self.width, self.num_heads, self.qk_norm, self.dtype, pro, name=f"block_{i:02d}")(
         h, c, lengths
       )
     return h

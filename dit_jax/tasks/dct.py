@@ -13,6 +13,7 @@ from dit_jax.diffusion import losses, process, schedules
 from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.tasks import latent_stage
 from dit_jax.tasks.task import Task
 
@@ -22,7 +23,7 @@ class DiffusionLoss:
   """The loss of `dct` and, with one grain, of `dit`; noise and weights follow the grain map.
 
   Attributes:
-    apply: (params, z, model_time, label, batch) -> raw output, [b, h, w, c or 2 c].
+    apply: (params, z, model_time, label, batch, step) -> raw output, [b, h, w, c or 2 c].
     process: schedule and parameterisation.
     factors: f_1 < ... < f_k of the latents.
     mean, std: latent statistics, [k, c].
@@ -57,7 +58,7 @@ class DiffusionLoss:
 
   def __call__(self, params, frozen, batch: dict, keys, norm: dict, step):
     """Sum over the batch of the per-code losses over `norm`, and its parts as metrics."""
-    del frozen, step
+    del frozen
     x0 = self.latents(batch, keys)
     t = self.process.schedule.sample_times(rng.stream(keys, "timestep"))
     eps = structure.structured_noise(
@@ -66,7 +67,7 @@ class DiffusionLoss:
     z = self.process.add_noise(x0, eps, t)
     drop = rng.uniform(rng.stream(keys, "label_drop")) < self.label_drop
     label = jnp.where(drop, self.num_classes, batch["label"])
-    out = self.apply(params, z, self.process.schedule.model_time(t), label, batch)
+    out = self.apply(params, z, self.process.schedule.model_time(t), label, batch, step)
 
     cells = structure.cell_grains(batch["grains"], self.factors)
     weights = structure.unique_weights(batch["grains"], self.factors)
@@ -96,8 +97,10 @@ def make_model(config, meta: dict) -> dct.DCT:
   fields = dict(config.dct.model)
   variant = fields.pop("variant", "")
   preset = dct.decode_variant(variant) if variant else {}
+  attention = AttentionSettings(**fields.pop("attention", {}))
   return dct.DCT(
     **{**preset, **fields},
+    attention=attention,
     factors=tuple(meta["factors"]),
     grid=tuple(meta["grid"]),
     z_channels=meta["z_channels"],
@@ -107,9 +110,9 @@ def make_model(config, meta: dict) -> dct.DCT:
 
 
 def content_fn(model: dct.DCT):
-  """The model as `sampling.generate.Models.content`."""
-  return lambda params, z, t, label, grains, tokens: model.apply(
-    params, z, t, label, grains, tokens
+  """The model as `sampling.generate.Models.content`; in training with `rngs`."""
+  return lambda params, z, t, label, grains, tokens, rngs=None: model.apply(
+    params, z, t, label, grains, tokens, rngs=rngs
   )
 
 
@@ -123,7 +126,7 @@ def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> T
   cache = latent_stage.ensure(config, workdir, mesh)
   meta, block = cache.meta, config[name]
   model = make_model(config, meta)
-  content = content_fn(model)
+  process = make_process(block.diffusion)
   factors = tuple(meta["factors"])
   capacity = latent_stage.capacity(cache) if len(factors) > 1 else 0
   statistics = latent_stage.statistics(cache)
@@ -133,12 +136,18 @@ def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> T
       return batch
     return batch | buckets.token_index(batch["grains"], factors, capacity)._asdict()
 
-  def apply(params, z, t, label, batch):
-    return content(params, z, t, label, batch["grains"], tokens_of(batch))
+  def apply_of(attention):
+    content = content_fn(model.clone(attention=attention))
+
+    def apply(params, z, t, label, batch, step):
+      rngs = {"attention": rng.step_key(config.seed, step, "attention")}
+      return content(params, z, t, label, batch["grains"], tokens_of(batch), rngs)
+
+    return apply
 
   loss = DiffusionLoss(
-    apply=apply,
-    process=make_process(block.diffusion),
+    apply=apply_of(model.attention),
+    process=process,
     factors=factors,
     mean=jnp.asarray(statistics["mean"], jnp.float32),
     std=jnp.asarray(statistics["std"], jnp.float32),
@@ -161,11 +170,16 @@ def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> T
     cache,
     name=name,
     init=init,
-    loss_fn=loss,
+    phases=tuple(
+      (start, dataclasses.replace(loss, apply=apply_of(attention)))
+      for start, attention in model.attention.phases(block.total_steps, model.block_tokens)
+    ),
     normalizers=loss.normalizers,
     transform=add_tokens,
     frozen={"dvae": latent_stage.dvae_params(workdir)},
-    preview=latent_stage.picture_preview(config, cache, loss, content),
+    preview=latent_stage.picture_preview(
+      config, cache, loss, latent_stage.gated_content(content_fn, model, process)
+    ),
   )
 
 

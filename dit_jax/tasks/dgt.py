@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core import rng
+from dit_jax.core.errors import UserError
 from dit_jax.models import dgt
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import grain_maps, grids
 from dit_jax.tasks import latent_stage
 from dit_jax.tasks.task import Task
@@ -13,23 +15,32 @@ from dit_jax.tasks.task import Task
 
 def make_model(config, meta: dict) -> dgt.DGT:
   """The model of a config and of the facts that its latents carry."""
+  fields = dict(config.dgt.model)
+  attention = AttentionSettings(**fields.pop("attention", {}))
+  if attention.dense_snr:
+    raise UserError(
+      f"dgt.model.attention.dense_snr={attention.dense_snr} has no meaning: grain maps are drawn "
+      "without a noise level; set it to 0."
+    )
   return dgt.DGT(
-    **config.dgt.model,
+    **fields,
+    attention=attention,
     grid=tuple(meta["regions"]),
     num_grains=len(meta["factors"]),
     num_classes=len(meta["classes"]["children"]),
   )
 
 
-def make_loss(model: dgt.DGT, label_drop: float):
+def make_loss(model: dgt.DGT, label_drop: float, seed: int = 0):
   """The mean any-order bound per cell, in nats (D2iT stage 2a; our reconstruction)."""
 
   def loss_fn(params, frozen, batch, keys, norm, step):
-    del frozen, step
+    del frozen
     cells, masked = dgt.mask_tokens(rng.stream(keys, "mask"), batch["grains"], model.num_grains)
     drop = rng.uniform(rng.stream(keys, "label_drop")) < label_drop
     label = jnp.where(drop, model.num_classes, batch["label"])
-    logits = model.apply(params, cells, label)
+    rngs = {"attention": rng.step_key(seed, step, "attention")}
+    logits = model.apply(params, cells, label, rngs=rngs)
     nats = dgt.masked_cross_entropy(logits, batch["grains"], masked).sum() / norm["images"]
     return nats, {"nats_per_cell": nats}
 
@@ -77,7 +88,10 @@ def build(config, workdir, mesh) -> Task:
     cache,
     name="dgt",
     init=init,
-    loss_fn=make_loss(model, config.dgt.label_drop),
+    phases=tuple(
+      (start, make_loss(model.clone(attention=attention), config.dgt.label_drop, config.seed))
+      for start, attention in model.attention.phases(config.dgt.total_steps, model.block_tokens)
+    ),
     normalizers=normalizers,
     preview=preview,
   )

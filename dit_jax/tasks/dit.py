@@ -2,6 +2,7 @@
 
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.tasks import dct
 from dit_jax.tasks.task import Task
 
@@ -16,8 +17,10 @@ def make_model(config, meta: dict) -> dit.DiT:
   fields = dict(config.dit.model)
   variant = fields.pop("variant", "")
   preset = dit.decode_variant(variant) if variant else {}
+  attention = AttentionSettings(**fields.pop("attention", {}))
   return dit.DiT(
     **{**preset, **fields},
+    attention=attention,
     grid=tuple(meta["grid"]),
     z_channels=meta["z_channels"],
     num_classes=len(meta["classes"]["children"]),
@@ -27,7 +30,9 @@ def make_model(config, meta: dict) -> dit.DiT:
 
 def content_fn(model: dit.DiT):
   """The model as `sampling.generate.Models.content`: grains and tokens say nothing here."""
-  return lambda params, z, t, label, grains, tokens: model.apply(params, z, t, label)
+  return lambda params, z, t, label, grains, tokens, rngs=None: model.apply(
+    params, z, t, label, rngs=rngs
+  )
 
 
 def build(config, workdir, mesh) -> Task:

@@ -250,7 +250,7 @@ def build(config, workdir, mesh) -> Task:
     name="dvae",
     init=stage.init,
     frozen=frozen,
-    loss_fn=stage.loss_fn,
+    phases=((0, stage.loss_fn),),
     normalizers=stage.normalizers,
     batches=batches,
     num_images=len(source),

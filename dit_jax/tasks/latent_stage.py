@@ -15,6 +15,7 @@ from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
 from dit_jax.models.dvae import dvae as dvae_model
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate, grids
 from dit_jax.tasks import dvae
 from dit_jax.tasks.task import Task
@@ -138,7 +139,7 @@ def shown_rows(cache) -> dict:
 
 
 def task(
-  config, cache, *, name, init, loss_fn, normalizers, preview, frozen=None, transform=None
+  config, cache, *, name, init, phases, normalizers, preview, frozen=None, transform=None
 ) -> Task:
   """A stage on a latent cache."""
 
@@ -159,7 +160,7 @@ def task(
     name=name,
     init=init,
     frozen={} if frozen is None else frozen,
-    loss_fn=loss_fn,
+    phases=phases,
     normalizers=normalizers,
     batches=batches,
     num_images=len(cache),
@@ -192,6 +193,26 @@ def sampling_models(config, meta: dict, process, content, map_logits=None) -> ge
     mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
     std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
   )
+
+
+def gated_content(content_fn, model, process):
+  """content_fn(model), dense at the steps that the model's attention.dense_snr asks for.
+
+  All rows of a sampling step share one time.
+  """
+  content, settings = content_fn(model), model.attention
+  if settings.kind == "full" or not settings.dense_snr:
+    return content
+  dense = content_fn(model.clone(attention=AttentionSettings()))
+  t = jnp.linspace(0.0, 1.0, 10_001)
+  clear = process.schedule.alpha(t) >= settings.dense_snr**0.5 * process.schedule.sigma(t)
+  edge = float(jnp.where(clear, process.schedule.model_time(t), -1.0).max())
+
+  def gated(params, z, model_time, *rest):
+    args = params, z, model_time, *rest
+    return jax.lax.cond(model_time[0] <= edge, dense, content, *args)
+
+  return gated
 
 
 def picture_preview(config, cache, loss, content):

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from dit_jax.core import buckets, flops
 from dit_jax.core import tree as trees
@@ -16,6 +17,9 @@ from dit_jax.tasks import dct, dgt, dit, dvae
 from dit_jax.training import optim, sharding, state
 
 DTYPES = ("float32", "bfloat16")
+_CPU = AbstractMesh(
+  (1,), ("x",), abstract_device=AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
+)
 
 
 def check_models(config) -> None:
@@ -116,13 +120,34 @@ def tokens(config) -> dict[str, int]:
   }
 
 
+def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
+  """By stage: the blocks with prob-sparse attention, by the most tokens that they can meet."""
+  meta, found = latent_meta(config, 0), {}
+  for name in config.stages:
+    if name == "dvae":
+      continue
+    model = {"dgt": dgt, "dct": dct, "dit": dit}[name].make_model(config, meta)
+    found[name] = {}
+    for number, length in enumerate(model.block_tokens):
+      if model.attention.of_block(number, length):
+        found[name].setdefault(str(length), []).append(number)
+  return found
+
+
 def measure(config, num_children: int, mesh) -> dict:
   """By stage: params, FLOPs an image, bytes of state and of activations on one device of the mesh.
 
   FLOPs come from the traced functions: two a multiply-add, matrix products and convolutions only,
   the refinement at the mean number of refined tokens. Activations are what the backward pass of
   one micro-batch keeps, before the compiler fuses. Nothing is computed and no weights are read.
+  Functions are traced as for a CPU, whose programs can be counted, so no figure depends on the
+  device.
   """
+  with jax.sharding.use_abstract_mesh(_CPU):
+    return _measure(config, num_children, mesh)
+
+
+def _measure(config, num_children: int, mesh) -> dict:
   meta = latent_meta(config, num_children)
   out = {"params": {}, "flops_per_image": {}, "state_bytes": {}, "activation_bytes": {}}
   for name in config.stages:

@@ -15,8 +15,9 @@ class Task:
     name: the stage, its folder under the workdir.
     init: key -> params.
     frozen: tree that the loss needs and nothing updates; saved once, by its hash.
-    loss_fn: (params, frozen, batch, keys, norm, step) -> (loss, metrics); every term is a sum over
-      the batch divided by the denominators in `norm`, so micro-batches add up to one batch.
+    phases: (steps done before it, loss function), ascending from 0; each phase is one program. A
+      loss function is (params, frozen, batch, keys, norm, step) -> (loss, metrics); every term
+      is a sum over the batch divided by the denominators in `norm`, so micro-batches add up.
     normalizers: global batch -> norm.
     batches: first step -> endless iterator of this process's rows, dicts with `index` [b].
     num_images: images an epoch.
@@ -29,7 +30,7 @@ class Task:
   name: str
   init: Callable[[Any], Any]
   frozen: Any
-  loss_fn: Callable[..., tuple[Any, dict]]
+  phases: tuple[tuple[int, Callable[..., tuple[Any, dict]]], ...]
   normalizers: Callable[[dict], dict]
   batches: Callable[[int], Iterator[dict]]
   num_images: int

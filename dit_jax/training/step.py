@@ -111,12 +111,18 @@ def make_step(
   )
   if mesh is None:
     return jax.jit(step, donate_argnums=0)
-  return jax.jit(
+  jitted = jax.jit(
     step,
     donate_argnums=0,
     in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
+
+  def in_mesh(state, batch):
+    with jax.set_mesh(mesh):  # kernels split over the mesh in context
+      return jitted(state, batch)
+
+  return in_mesh
 
 
 def check_finite(metrics: dict, stage: str, step: int) -> None:

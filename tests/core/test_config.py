@@ -161,6 +161,18 @@ def test_refusal_names_five_fields():
   assert str(refused.value).count("0 -> 1") == 5
 
 
+def test_total_steps_is_fixed_where_attention_anneals_over_a_share_of_them():
+  def annealed(steps, **attention):
+    c = recipe(dct__total_steps=steps)
+    c.dct.model.attention = {"kind": "pro", "anneal": 0.1, "dense_snr": 0.0} | attention
+    return c
+
+  for free in ({"kind": "full"}, {"anneal": 0.0}):
+    assert config.resume_differences(annealed(100, **free), annealed(200, **free)) == []
+  assert config.resume_differences(annealed(100), annealed(200)) == ["dct.total_steps: 100 -> 200"]
+  assert config.resume_differences(annealed(100), annealed(100, dense_snr=1.0)) == []
+
+
 def test_total_steps_is_fixed_where_a_critic_starts_at_a_share_of_them():
   def critic(weight, steps):
     c = recipe(dct__total_steps=steps)

@@ -72,7 +72,7 @@ def trained(which):
 def apply_of(which):
   model = trained(which)[0]
 
-  def apply(params, z, t, label, batch):
+  def apply(params, z, t, label, batch, step=None):
     return model.apply(params, z, t, label, batch["grains"], dct.tokens_of(batch))
 
   return apply
@@ -174,7 +174,7 @@ def spied(which, speaks, fields):
   def fn(batch, step):
     seen = {}
 
-    def spy(params, z, t, label, batch):
+    def spy(params, z, t, label, batch, step):
       out = apply_of(which)(params, z, t, label, batch) if speaks else jnp.zeros_like(z)
       seen.update(z=z, t=t, label=label, out=out)
       return out

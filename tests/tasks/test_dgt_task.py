@@ -102,7 +102,7 @@ class Spy:
 
   num_grains, num_classes = 3, CLASSES
 
-  def apply(self, params, cells, label):
+  def apply(self, params, cells, label, rngs):
     self.cells, self.label = cells, label
     return jnp.broadcast_to(params, (*cells.shape, 3))
 

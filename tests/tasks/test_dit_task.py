@@ -70,7 +70,7 @@ def value_and_grad(task, params, batch, norm):
   @jax.jit
   def fn(params, batch, norm):
     keys = rng.image_keys(0, 7, batch["index"])
-    value = lambda p: task.loss_fn(p, {}, batch, keys, norm, jnp.int32(7))
+    value = lambda p: task.phases[0][1](p, {}, batch, keys, norm, jnp.int32(7))
     return jax.value_and_grad(value, has_aux=True)(params)
 
   return jax.device_get(fn(params, batch, norm))

@@ -4,7 +4,9 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import numpy_dit as ref
 import optax
 import pytest
 from PIL import Image
@@ -14,7 +16,12 @@ from dit_jax.core import buckets
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.diffusion.process import Process
+from dit_jax.diffusion.schedules import RectifiedFlow
+from dit_jax.models import dit
 from dit_jax.nn import grains as structure
+from dit_jax.nn.attention import AttentionSettings
+from dit_jax.tasks import dit as dit_task
 from dit_jax.tasks import dvae, latent_stage
 from dit_jax.training import sharding, state
 from dit_jax.training.checkpoint import Checkpoints
@@ -266,3 +273,25 @@ def test_shown_rows_are_spread_over_the_cache(trained):
   assert len(shown["index"]) == min(latent_stage.SHOWN, len(cache))
   assert set(shown["label"]) == {0, 1, 2}
   np.testing.assert_array_equal(shown["index"][[0, -1]], cache.indices[[0, -1]])
+
+
+@pytest.mark.parametrize(("snr", "edge"), [(1.0, 0.5), (4.0, 1 / 3), (0.0, -1.0)])
+def test_sampling_is_dense_where_the_signal_is_clear(snr, edge):
+  """On rectified flow alpha^2 / sigma^2 = ((1 - t) / t)^2; the model's time is 1000 t."""
+  attention = AttentionSettings(kind="pro", c=1, pro_min_tokens=1, dense_snr=snr)
+  shape = dict(depth=1, width=16, num_heads=2, patch=1, grid=(8, 8), num_classes=3)
+  model = dit.DiT(**shape, attention=attention)
+  z = jax.random.normal(jax.random.key(0), (2, 8, 8, 4))
+  label = jnp.array([0, 2])
+  params = ref.random_params(model.init(jax.random.key(1), z, jnp.zeros(2), label))
+  process = Process(RectifiedFlow(), prediction="flow")
+  gated = jax.jit(latent_stage.gated_content(dit_task.content_fn, model, process))
+  content = {
+    kind: jax.jit(dit_task.content_fn(model.clone(attention=settings)))
+    for kind, settings in (("pro", attention), ("full", AttentionSettings()))
+  }
+  for t in (0.01, 0.3, 0.36, 0.49, 0.51, 1.0):
+    args = params, z, jnp.full(2, 1000 * t), label, None, None
+    of = {kind: np.asarray(fn(*args)) for kind, fn in content.items()}
+    assert np.abs(of["pro"] - of["full"]).max() > 1e-3
+    np.testing.assert_allclose(gated(*args), of["full" if t <= edge else "pro"], atol=1e-6)
