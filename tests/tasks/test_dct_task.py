@@ -169,18 +169,20 @@ def test_without_fine_regions_the_refinement_gets_no_gradient():
 @functools.cache
 def spied(which, speaks, fields):
   """The compiled part of `seen_by`."""
+  params = trained(which)[1]  # made here: made inside, it would be a cached tracer
 
   @jax.jit
   def fn(batch, step):
     seen = {}
 
     def spy(params, z, t, label, batch, step):
+      del step
       out = apply_of(which)(params, z, t, label, batch) if speaks else jnp.zeros_like(z)
       seen.update(z=z, t=t, label=label, out=out)
       return out
 
     loss, keys = loss_of(spy, which, **dict(fields)), keys_of(batch, step)
-    value, _ = loss(trained(which)[1], {}, batch, keys, loss.normalizers(batch), step)
+    value, _ = loss(params, {}, batch, keys, loss.normalizers(batch), step)
     noise = structure.structured_noise(rng.stream(keys, "noise"), batch["grains"], FACTORS, NZ)
     return seen | {"loss": value, "x0": loss.latents(batch, keys), "noise": noise}
 
