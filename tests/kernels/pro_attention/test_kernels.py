@@ -58,6 +58,14 @@ def test_named_shapes(name, shape):
   assert_like_reference(KERNELS[name], *shape.arrays(), interpret=INTERPRET)
 
 
+def test_the_lists_of_shapes_are_what_they_say():
+  """16 shapes of at most 2,048 tokens in every run; 8 x 5 x 2 x 2 = 160 more with --all."""
+  assert len({shape.name for shape in shapes.NAMED}) == len(shapes.NAMED) == 16
+  assert max(shape.n for shape in shapes.NAMED) <= 2048
+  assert {shape.d for shape in shapes.NAMED} == set(shapes.HEAD_DIMS)
+  assert len({shape.name for shape in shapes.WIDE}) == len(shapes.WIDE) == 160
+
+
 @pytest.mark.all
 @pytest.mark.parametrize("shape", shapes.WIDE, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", KERNELS)
