@@ -93,10 +93,10 @@ def _all_queries(q, k, v, lengths):
 
 
 def platform() -> str:
-  """ "gpu", "tpu" or "cpu": of the mesh in context, else of the default backend."""
+  """One of gpu, tpu and cpu: of the mesh in context, else of the default backend."""
   device = jax.sharding.get_abstract_mesh().abstract_device
   name = jax.default_backend() if device is None else device.platform
-  return {"cuda": "gpu", "rocm": "cpu"}.get(name, name)
+  return {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}.get(name, "cpu")  # XLA serves all others
 
 
 def _implementation(name: str, settings: ProSettings):
