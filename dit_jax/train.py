@@ -57,7 +57,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   for name in names:
     begin = time.monotonic()
     folder = workdir / name
-    if (checkpoint.Checkpoints(folder).whole() or 0) >= config[name].total_steps:
+    if _finished(folder, config[name].total_steps):
       _say(f"[{name}] finished before: {config[name].total_steps} steps in {folder}")
       continue
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
@@ -98,11 +98,18 @@ def check_stages(config, stage: str = "") -> tuple[str, ...]:
 
 def check_dvae(config, workdir: pathlib.Path, stage: str) -> None:
   """Refuses to train on the latents of a DVAE that is not there."""
-  if (checkpoint.Checkpoints(workdir / "dvae").whole() or 0) < config.dvae.total_steps:
+  if not _finished(workdir / "dvae", config.dvae.total_steps):
     raise UserError(
       f"the stage {stage} builds on dvae, which is not finished in {workdir}; train it first, with "
       "--stage=dvae or without --stage."
     )
+
+
+def _finished(folder: pathlib.Path, total_steps: int) -> bool:
+  """Whether a stage's last checkpoint is there and whole; an earlier one is not read through."""
+  checkpoints = checkpoint.Checkpoints(folder)
+  reached = (checkpoints.latest() or 0) >= total_steps
+  return reached and (checkpoints.whole() or 0) >= total_steps
 
 
 def claim(workdir: pathlib.Path, config) -> None:

@@ -17,6 +17,7 @@ from dit_jax.tasks import dct, dgt, dit, dvae
 from dit_jax.training import optim, sharding, state
 
 DTYPES = ("float32", "bfloat16")
+_TRANSFORMERS = {"dgt": dgt, "dct": dct, "dit": dit}
 _CPU = AbstractMesh(
   (1,), ("x",), abstract_device=AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
 )
@@ -126,7 +127,7 @@ def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
   for name in config.stages:
     if name == "dvae":
       continue
-    model = {"dgt": dgt, "dct": dct, "dit": dit}[name].make_model(config, meta)
+    model = _TRANSFORMERS[name].make_model(config, meta)
     found[name] = {}
     for number, length in enumerate(model.block_tokens):
       if model.attention.of_block(number, length):
@@ -198,7 +199,7 @@ def _dvae(config, name, meta, rows):
 
 
 def _transformer(config, name, meta, rows):
-  module = {"dgt": dgt, "dct": dct, "dit": dit}[name]
+  module = _TRANSFORMERS[name]
   model = module.make_model(config, meta)
 
   def inputs():

@@ -19,9 +19,9 @@ from jax.experimental.pallas import triton as plgpu
 
 from dit_jax.core.typing import Array, Float, Int
 from dit_jax.kernels.pro_attention import gpu_kernels as kernels
-from dit_jax.kernels.pro_attention.settings import DEFAULT, ProSettings, check, sampled_keys
+from dit_jax.kernels.pro_attention.inputs import kernel_inputs
+from dit_jax.kernels.pro_attention.settings import DEFAULT, ProSettings
 
-DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
 MAX_DIM = 128
 
 
@@ -71,25 +71,16 @@ def pro_attention(
       `tiles.max_queries`.
     ValueError: as the reference.
   """
-  check(q, k, v, r, lengths, settings)
+  drawn, counts = kernel_inputs(q, k, v, r, lengths, settings)
   b, n, h, d = q.shape
-  if settings.keys != "shared":
-    raise NotImplementedError(f"keys={settings.keys!r}: the kernel takes keys='shared'.")
-  if q.dtype not in DTYPES:
-    raise NotImplementedError(f"dtype {q.dtype}: the kernel takes float32 and bfloat16.")
   if d > MAX_DIM:
     raise NotImplementedError(f"head dim {d}: the kernel takes {MAX_DIM} or less.")
   slots = max(16, pl.next_power_of_2(settings.num_queries(n) + 1))
   if slots > tiles.max_queries:
     raise NotImplementedError(f"{slots} slots of queries are more than {tiles.max_queries=}.")
-  lengths = jnp.full(b, n, jnp.int32) if lengths is None else lengths.astype(jnp.int32)
-  index = sampled_keys(r, lengths, settings.num_keys(n)).transpose(0, 2, 1)[..., None]
-  drawn = jnp.take_along_axis(jax.lax.stop_gradient(k), index, axis=1).transpose(0, 2, 1, 3)
   keys = max(16, pl.next_power_of_2(drawn.shape[2]))
   drawn = jnp.pad(drawn, ((0, 0), (0, 0), (0, keys - drawn.shape[2]), (0, 0)))
-  wanted = jnp.minimum(settings.num_queries(lengths), lengths)
-  counts = jnp.stack([lengths, wanted, settings.num_keys(lengths)], axis=1)
-  if q.dtype == jnp.float32:  # three TF32 passes hold each operand twice in shared memory
+  if q.dtype == jnp.float32:  # exact products are unrolled: large tiles compile for minutes
     smaller = {name: max(16, getattr(tiles, name) // 4) for name in ("block_q", "block_k")}
     tiles = dataclasses.replace(tiles, num_stages=1, **smaller)
   plan = _Plan(
@@ -129,6 +120,16 @@ class _Plan:
   @property
   def splits(self) -> int:
     return pl.cdiv(self.n, self.tiles.keys_a_program)
+
+  @property
+  def counts(self):
+    """An image's length, selected queries and sampled keys."""
+    return pl.BlockSpec((None, 3), lambda i, j, s: (i, 0))
+
+  @property
+  def row(self):
+    """A head's numbers of a [b, h, n] array."""
+    return self.head(pl.next_power_of_2(self.n))
 
   def tokens(self):
     """A head's rows of a [b, n, h, d] array."""
@@ -172,13 +173,11 @@ def _attend(plan: _Plan, q, k, v, drawn, counts):
 
 def _forward(plan: _Plan, q, k, v, drawn, counts):
   slots, wide, size = plan.slots, plan.wide, q.dtype.itemsize
-  facts = pl.BlockSpec((None, 3), lambda i, j, s: (i, 0))
-  row = plan.head(pl.next_power_of_2(plan.n))
   m = plan.call(
     kernels.measure,
     plan.blocks,
-    [facts, plan.head(plan.keys, wide), plan.tokens()],
-    [(row, (plan.n,), jnp.float32)],
+    [plan.counts, plan.head(plan.keys, wide), plan.tokens()],
+    [(plan.row, (plan.n,), jnp.float32)],
     flops=plan.keys,
     matrices=1,
     itemsize=size,
@@ -186,15 +185,15 @@ def _forward(plan: _Plan, q, k, v, drawn, counts):
   slot, index = plan.call(
     kernels.select,
     1,
-    [facts, row, plan.head(slots)],
-    [(row, (plan.n,), jnp.int32), (plan.head(slots), (slots,), jnp.int32)],
+    [plan.counts, plan.row, plan.head(slots)],
+    [(plan.row, (plan.n,), jnp.int32), (plan.head(slots), (slots,), jnp.int32)],
     input_output_aliases={2: 1},
     num_warps=8 if plan.n > 1024 else 4,
   )(counts, m, jnp.full((plan.b, plan.h, slots), -1, jnp.int32))
   top, lse = plan.call(
     kernels.attend,
     plan.splits,
-    [facts, plan.head(slots), plan.tokens(), plan.tokens(), plan.tokens()],
+    [plan.counts, plan.head(slots), plan.tokens(), plan.tokens(), plan.tokens()],
     [
       (plan.part(slots, wide), (plan.splits, slots, plan.d), jnp.float32),
       (plan.part(slots), (plan.splits, slots), jnp.float32),
@@ -212,12 +211,10 @@ def _forward(plan: _Plan, q, k, v, drawn, counts):
 def _backward(plan: _Plan, kept, g):
   q, k, v, top, lse, slot, index, counts = kept
   slots, wide, size = plan.slots, plan.wide, q.dtype.itemsize
-  facts = pl.BlockSpec((None, 3), lambda i, j, s: (i, 0))
-  row = plan.head(pl.next_power_of_2(plan.n))
   rest = plan.call(
     kernels.rest,
     plan.blocks,
-    [row, plan.tokens()],
+    [plan.row, plan.tokens()],
     [(plan.part(wide), (plan.blocks, plan.d), jnp.float32)],
     matrices=1,
     itemsize=size,
@@ -226,7 +223,7 @@ def _backward(plan: _Plan, kept, g):
     kernels.backward,
     plan.splits,
     [
-      *(facts, plan.head(slots)),
+      *(plan.counts, plan.head(slots)),
       *[plan.tokens()] * 4,
       *(plan.head(slots, wide), plan.head(slots), plan.head(wide)),
     ],
@@ -248,11 +245,10 @@ _attend.defvjp(_forward, _backward)
 
 def _scatter(plan: _Plan, slot, top):
   """Row i of the result is top[slot[i]], or 0 without a slot."""
-  row = plan.head(pl.next_power_of_2(plan.n))
   return plan.call(
     kernels.scatter,
     plan.blocks,
-    [row, plan.head(plan.slots, plan.wide)],
+    [plan.row, plan.head(plan.slots, plan.wide)],
     [(plan.tokens(), None, top.dtype)],
     matrices=1,
     itemsize=top.dtype.itemsize,

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from dit_jax.kernels.pro_attention.exact import dot
 from dit_jax.kernels.pro_attention.settings import NEGATIVE
 
 
 def measure(plan, counts, drawn_ref, q_ref, m_ref):
   length, used = counts[0], counts[2]
   start, size = pl.program_id(2) * plan.tiles.block_q, plan.tiles.block_q
-  s = _dot(_load(plan, q_ref, start, size), _load(plan, drawn_ref, 0, plan.keys), (1, 1))
+  s = dot(_load(plan, q_ref, start, size), _load(plan, drawn_ref, 0, plan.keys), (1, 1))
   s = s if plan.informer else s * plan.d**-0.5
   valid = (jnp.arange(plan.keys) < used)[None]
   divisor = jnp.maximum(length if plan.informer else used, 1).astype(jnp.float32)
@@ -57,7 +58,7 @@ def attend(plan, counts, index_ref, q_ref, k_ref, v_ref, top_ref, lse_ref):
     s = _scores(plan, q_top, _load(plan, k_ref, at, size), at, length)
     new = jnp.maximum(peak, s.max(1))
     p, fade = jnp.exp(s - new[:, None]), jnp.exp(peak - new)
-    top = top * fade[:, None] + _dot(p.astype(v_ref.dtype), _load(plan, v_ref, at, size))
+    top = top * fade[:, None] + dot(p.astype(v_ref.dtype), _load(plan, v_ref, at, size))
     return new, total * fade + p.sum(1), top
 
   first = jnp.full(plan.slots, 2 * NEGATIVE), jnp.zeros(plan.slots)
@@ -115,15 +116,15 @@ def backward(
     at = start + i * size
     keys, values = _load(plan, k_ref, at, size), _load(plan, v_ref, at, size)
     p = jnp.exp(_scores(plan, q_top, keys, at, length) - lse[:, None])
-    ds = p * (_dot(g_low, values, (1, 1)) - delta[:, None]) * scale
+    ds = p * (dot(g_low, values, (1, 1)) - delta[:, None]) * scale
     ds = ds.astype(keys.dtype)
     mask = (at + jnp.arange(size) < plan.n)[:, None] & columns[None]
     for ref, x in (
-      (dv_ref, _dot(p.astype(g_low.dtype), g_low, (0, 0))),
-      (dk_ref, _dot(ds, q_top, (0, 0))),
+      (dv_ref, dot(p.astype(g_low.dtype), g_low, (0, 0))),
+      (dk_ref, dot(ds, q_top, (0, 0))),
     ):
       plgpu.store(ref.at[pl.ds(at, size)], x.astype(ref.dtype), mask=mask)
-    return dq_top + _dot(ds, keys)
+    return dq_top + dot(ds, keys)
 
   steps = pl.cdiv(stop - start, size)
   dq_top = jax.lax.fori_loop(0, steps, over_keys, jnp.zeros((plan.slots, plan.wide)))
@@ -155,13 +156,6 @@ def _slots_at(plan, slot_ref, start, size: int):
 
 
 def _scores(plan, q_top, keys, start, length):
-  s = _dot(q_top, keys, (1, 1)) * plan.d**-0.5
+  s = dot(q_top, keys, (1, 1)) * plan.d**-0.5
   there = start + jnp.arange(keys.shape[0]) < length
   return jnp.where(there[None], s, NEGATIVE)
-
-
-def _dot(a, b, contract=(1, 0)):
-  """a b over one axis of each, in float32; all the bits of float32 inputs count."""
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  dims = (((contract[0],), (contract[1],)), ((), ()))
-  return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)

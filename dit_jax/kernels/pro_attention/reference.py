@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.core.typing import Array, Bool, Float, Int
+from dit_jax.kernels.pro_attention.exact import einsum
 from dit_jax.kernels.pro_attention.settings import (
   DEFAULT,
   NEGATIVE,
@@ -28,10 +29,10 @@ from dit_jax.kernels.pro_attention.settings import (
 
 def attend(q, k, v, lengths):
   """softmax(q k^T / sqrt(d)) v of u queries, [b, u, h, d] in float32: step (2)."""
-  s = _einsum("buhd,bnhd->bhun", q, k) * q.shape[-1] ** -0.5
+  s = einsum("buhd,bnhd->bhun", q, k) * q.shape[-1] ** -0.5
   there = jnp.arange(k.shape[1]) < lengths[:, None]
   p = jax.nn.softmax(jnp.where(there[:, None, None], s, NEGATIVE))
-  return _einsum("bhun,bnhd->buhd", p.astype(v.dtype), v)
+  return einsum("bhun,bnhd->buhd", p.astype(v.dtype), v)
 
 
 def pro_attention(
@@ -89,14 +90,14 @@ def measure(
   if settings.keys == "shared":
     index = sampled_keys(r, lengths, count).transpose(0, 2, 1)[..., None]
     drawn = jnp.take_along_axis(k, index, axis=1)
-    s = _einsum("bnhd,buhd->bhnu", q, drawn)
+    s = einsum("bnhd,buhd->bhnu", q, drawn)
   else:
     drawn = k.transpose(0, 2, 1, 3)[  # U n d elements: why nobody should train with it
       jnp.arange(b)[:, None, None, None],
       jnp.arange(h)[None, :, None, None],
       _keys_of_queries(r, n, lengths, count),
     ]
-    s = _einsum("bnhd,bhnud->bhnu", q, drawn)
+    s = einsum("bnhd,bhnud->bhnu", q, drawn)
   if not settings.informer_denominator:
     s = s * d**-0.5
   used = settings.num_keys(lengths)[:, None, None]
@@ -116,12 +117,6 @@ def select(
   rank = jnp.arange(index.shape[-1])
   wanted = jnp.minimum(settings.num_queries(lengths), lengths)[:, None, None]
   return index, jnp.broadcast_to(rank < wanted, index.shape)
-
-
-def _einsum(spec, a, b):
-  """In float32; all the bits of float32 inputs count, on accelerators too."""
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
 
 
 def _keys_of_queries(r, n: int, lengths, count: int) -> Int[Array, "b h n u"]:

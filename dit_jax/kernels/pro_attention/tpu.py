@@ -20,9 +20,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dit_jax.core.typing import Array, Float, Int
 from dit_jax.kernels.pro_attention import tpu_kernels as kernels
-from dit_jax.kernels.pro_attention.settings import DEFAULT, ProSettings, check, sampled_keys
-
-DTYPES = (jnp.dtype("float32"), jnp.dtype("bfloat16"))
+from dit_jax.kernels.pro_attention.inputs import kernel_inputs
+from dit_jax.kernels.pro_attention.settings import DEFAULT, ProSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +62,13 @@ def pro_attention(
       a head that does not fit on the chip.
     ValueError: as the reference.
   """
-  check(q, k, v, r, lengths, settings)
+  drawn, counts = kernel_inputs(q, k, v, r, lengths, settings)
   b, n, h, d = q.shape
-  if settings.keys != "shared":
-    raise NotImplementedError(f"keys={settings.keys!r}: the kernel takes keys='shared'.")
-  if q.dtype not in DTYPES:
-    raise NotImplementedError(f"dtype {q.dtype}: the kernel takes float32 and bfloat16.")
   if settings.num_queries(n) > tiles.max_queries:
     raise NotImplementedError(
       f"{settings.num_queries(n)} selected queries are more than {tiles.max_queries=}."
     )
-  lengths = jnp.full(b, n, jnp.int32) if lengths is None else lengths.astype(jnp.int32)
-  index = sampled_keys(r, lengths, settings.num_keys(n)).transpose(0, 2, 1)[..., None]
-  drawn = jnp.take_along_axis(jax.lax.stop_gradient(k), index, axis=1)
-  drawn = _pad(drawn.transpose(0, 2, 1, 3), _round_up(drawn.shape[1], 16))
-  wanted = jnp.minimum(settings.num_queries(lengths), lengths)
-  counts = jnp.stack([lengths, wanted, settings.num_keys(lengths)], axis=1)
-
+  drawn = _pad(drawn, _round_up(drawn.shape[2], 16))
   rows = _round_up(n, kernels.LANES)
   q, k, v = (_pad(x.transpose(0, 2, 1, 3), rows) for x in (q, k, v))
   plan = _Plan(

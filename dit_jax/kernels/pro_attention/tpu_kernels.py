@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from dit_jax.kernels.pro_attention.exact import dot
 from dit_jax.kernels.pro_attention.settings import NEGATIVE
 
 LANES = 128  # rows of Q handled at once, and the width of a vector register
@@ -35,7 +36,7 @@ def forward(
 
   @functools.partial(jax.lax.fori_loop, 0, chunks, init_val=None)
   def _(c, _):
-    s = _dot(drawn, q_ref[_rows(c)], (1, 1))  # [keys, LANES]
+    s = dot(drawn, q_ref[_rows(c)], (1, 1))  # [keys, LANES]
     s = s if plan.informer else s * scale
     valid = jax.lax.broadcasted_iota(jnp.int32, s.shape, 0) < used
     largest = jnp.where(valid, s, NEGATIVE).max(0, keepdims=True)
@@ -44,7 +45,7 @@ def forward(
   slot_ref[...] = _slots(m_ref[...], length, wanted, plan.slots)
 
   def gather(c, q_top):
-    return q_top + _dot(_one_hot(plan, slot_ref, c, q_ref.dtype, mean=False), q_ref[_rows(c)])
+    return q_top + dot(_one_hot(plan, slot_ref, c, q_ref.dtype, mean=False), q_ref[_rows(c)])
 
   q_top = jax.lax.fori_loop(0, chunks, gather, jnp.zeros((plan.slots, plan.d), jnp.float32))
   q_top = q_top.astype(q_ref.dtype)
@@ -55,7 +56,7 @@ def forward(
     s = _scores(plan, q_top, k_ref[_rows(i, plan.block_k)], i, length)
     new = jnp.maximum(peak, s.max(1, keepdims=True))
     p, fade = jnp.exp(s - new), jnp.exp(peak - new)
-    top = top * fade + _dot(p.astype(v_ref.dtype), v_ref[_rows(i, plan.block_k)])
+    top = top * fade + dot(p.astype(v_ref.dtype), v_ref[_rows(i, plan.block_k)])
     return new, total * fade + p.sum(1, keepdims=True), top
 
   column = (plan.slots, 1)
@@ -69,7 +70,7 @@ def forward(
   @functools.partial(jax.lax.fori_loop, 0, chunks, init_val=None)
   def _(c, _):
     one_hot = _one_hot(plan, slot_ref, c, out_ref.dtype)
-    out_ref[_rows(c)] = _dot(one_hot, top, (0, 0)).astype(out_ref.dtype)
+    out_ref[_rows(c)] = dot(one_hot, top, (0, 0)).astype(out_ref.dtype)
 
 
 def backward(
@@ -80,7 +81,7 @@ def backward(
   zeros = jnp.zeros((plan.slots, plan.d), jnp.float32)
 
   def gather(c, g_top):
-    return g_top + _dot(_one_hot(plan, slot_ref, c, g_ref.dtype), g_ref[_rows(c)])
+    return g_top + dot(_one_hot(plan, slot_ref, c, g_ref.dtype), g_ref[_rows(c)])
 
   g_top = jax.lax.fori_loop(0, chunks, gather, zeros)
   delta = (g_top * top_ref[...]).sum(1, keepdims=True)
@@ -89,11 +90,11 @@ def backward(
   def over_keys(i, dq_top):
     at = _rows(i, plan.block_k)
     p = jnp.exp(_scores(plan, q_top, k_ref[at], i, length) - lse)
-    dv_ref[at] = _dot(p.astype(g_low.dtype), g_low, (0, 0)).astype(dv_ref.dtype)
-    ds = p * (_dot(g_low, v_ref[at], (1, 1)) - delta) * scale
+    dv_ref[at] = dot(p.astype(g_low.dtype), g_low, (0, 0)).astype(dv_ref.dtype)
+    ds = p * (dot(g_low, v_ref[at], (1, 1)) - delta) * scale
     ds = ds.astype(k_ref.dtype)
-    dk_ref[at] = _dot(ds, q_top, (0, 0)).astype(dk_ref.dtype)
-    return dq_top + _dot(ds, k_ref[at])
+    dk_ref[at] = dot(ds, q_top, (0, 0)).astype(dk_ref.dtype)
+    return dq_top + dot(ds, k_ref[at])
 
   dq_top = jax.lax.fori_loop(0, plan.rows // plan.block_k, over_keys, zeros)
   dq_top = dq_top.astype(dq_ref.dtype)
@@ -101,7 +102,7 @@ def backward(
   @functools.partial(jax.lax.fori_loop, 0, chunks, init_val=None)
   def _(c, _):
     one_hot = _one_hot(plan, slot_ref, c, dq_ref.dtype, mean=False)
-    dq_ref[_rows(c)] = _dot(one_hot, dq_top, (0, 0)).astype(dq_ref.dtype)
+    dq_ref[_rows(c)] = dot(one_hot, dq_top, (0, 0)).astype(dq_ref.dtype)
 
 
 def _slots(m, length, wanted, slots: int):
@@ -138,8 +139,8 @@ def _before(mask, chunks: int):
     jax.lax.broadcasted_iota(jnp.int32, (size, size), 0)
     < jax.lax.broadcasted_iota(jnp.int32, (size, size), 1)
   ).astype(jnp.float32)
-  within = _dot(ones, earlier(LANES))
-  above = _dot(earlier(chunks), ones, (0, 0)).sum(1, keepdims=True)
+  within = dot(ones, earlier(LANES))
+  above = dot(earlier(chunks), ones, (0, 0)).sum(1, keepdims=True)
   return (within + above).astype(jnp.int32)
 
 
@@ -151,17 +152,10 @@ def _one_hot(plan, slot_ref, c, dtype, mean: bool = True):
 
 
 def _scores(plan, q_top, keys, i, length):
-  s = _dot(q_top, keys, (1, 1)) * plan.d**-0.5
+  s = dot(q_top, keys, (1, 1)) * plan.d**-0.5
   place = jax.lax.broadcasted_iota(jnp.int32, s.shape, 1) + i * plan.block_k
   return jnp.where(place < length, s, NEGATIVE)
 
 
 def _rows(i, size: int = LANES):
   return pl.ds(pl.multiple_of(i * size, size), size)
-
-
-def _dot(a, b, contract=(1, 0)):
-  """a b over one axis of each, in float32; all the bits of float32 inputs count."""
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  dims = (((contract[0],), (contract[1],)), ((), ()))
-  return jax.lax.dot_general(a, b, dims, precision, preferred_element_type=jnp.float32)
