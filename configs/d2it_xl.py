@@ -20,6 +20,7 @@ def get_config(arg=None):
   c.seed = 0
   c.stages = ("dvae", "dgt", "dct")
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.sharding = ()  # pairs (regex of a parameter's path, axes), before the rules of the package
   c.data = dict(
     source="twemoji" if tiny else "folder",
     path="",  # an image folder: root/class/*, root/superclass/class/* or root/*
@@ -123,9 +124,11 @@ def get_config(arg=None):
       **(dict(**small, refine_depth=1) if tiny else dict(variant=arg.variant)),
       qk_norm=False,
       remat="none",
+      window=0,  # regions a side that refined tokens see; 0: all
       attention=attention,
       dtype="float32" if tiny else "bfloat16",
     ),
+    buckets="mixed",  # how steps are padded: "mixed", "pad", or "budget", equal shares an image
     diffusion=dict(
       schedule="linear",
       prediction="eps",

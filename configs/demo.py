@@ -19,6 +19,7 @@ def get_config(arg=None):
   c.seed = 0
   c.stages = ("dvae", "dgt", "dct")
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
+  c.sharding = ()  # pairs (regex of a parameter's path, axes), before the rules of the package
   c.data = dict(
     source="twemoji",
     path="",
@@ -116,9 +117,11 @@ def get_config(arg=None):
       num_heads=2 if tiny else 3,
       qk_norm=True,
       remat="none",
+      window=0,  # regions a side that refined tokens see; 0: all
       attention=attention,
       dtype="float32",
     ),
+    buckets="mixed",  # how steps are padded: "mixed", "pad", or "budget", equal shares an image
     diffusion=dict(
       schedule="flow",
       prediction="flow",

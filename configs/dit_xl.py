@@ -23,6 +23,7 @@ def get_config(arg=None):
   c.dvae.model.factors = (4,) if keys.tiny else (8,)
   c.dvae.model.encoder_mults = (1, 1, 2) if keys.tiny else (1, 1, 2, 2)
   c.dit = c.dct
+  del c.dit.buckets, c.dit.model.window
   if keys.tiny:
     del c.dit.model.refine_depth
     c.dit.model.patch = 2

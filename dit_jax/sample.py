@@ -65,9 +65,7 @@ def main():
   else:
     grains = generator.grain_maps(run.params, label, index, _SEED.value)
 
-  images = np.concatenate(
-    list(generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value))
-  )
+  images = generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value)
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
     pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from dit_jax.data import sources
 from dit_jax.sampling import grids
 from dit_jax.tasks import sizes
 from dit_jax.tasks.task import Task
-from dit_jax.training import checkpoint, optim, sharding, state, step, stored
+from dit_jax.training import checkpoint, memory, optim, sharding, state, step, stored
 
 STAGES = ("dvae", "dgt", "dct", "dit")
 
@@ -54,6 +54,8 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   if "dvae" not in names:
     check_dvae(config, workdir, names[0])
   claim(workdir, config)
+  if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   for name in names:
     begin = time.monotonic()
     folder = workdir / name
@@ -137,7 +139,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   block = config[task.name]
   tx = optim.make_tx(block.optim, block.total_steps)
   checkpoints = checkpoint.Checkpoints(folder)
-  train_state, first = _born_or_restored(task, tx, checkpoints, config.seed, mesh)
+  train_state, first = _born_or_restored(task, tx, checkpoints, config, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, train_state)
   make_step = functools.partial(
     step.make_step,
@@ -149,7 +151,6 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     mesh=mesh,
     state_shardings=shardings,
   )
-  programs = [(start, make_step(loss_fn=loss_fn)) for start, loss_fn in task.phases]
   _banner(task, block, train_state, first, mesh)
   if jax.process_index() == 0:
     table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
@@ -168,9 +169,13 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     contextlib.closing(task.batches(first)) as batches,
   ):
     now, pending, stopping = first, None, False
+    ready = sharding.put_batch(next(batches), mesh)
+    programs = _compiled(task, make_step, train_state, ready, first)
     for now in range(first + 1, block.total_steps + 1):
-      jitted = next(f for start, f in reversed(programs) if start < now)
-      train_state, metrics = jitted(train_state, sharding.put_batch(next(batches), mesh))
+      run = next(program for start, program in reversed(programs) if start < now)
+      train_state, metrics = run(train_state, ready)
+      if now < block.total_steps:  # the next batch is read and sent while this step runs
+        ready = sharding.put_batch(next(batches), mesh)
       progress.tick(now)
       if pending is not None:  # the step before this one: the device is never waited for
         _report(*pending, task.name, writer, progress)
@@ -197,6 +202,30 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     _say(f"[{task.name}] skipped {len(skipped)} unreadable images: {', '.join(skipped[:5])}")
 
 
+def _compiled(task: Task, make_step, train_state, batch, first: int) -> list:
+  """(steps done before it, executable) of every phase still to come: nothing compiles later.
+
+  Raises:
+    UserError: a program that needs more memory than a device has.
+  """
+  begin = time.monotonic()
+  last = max(start for start, _ in task.phases if start <= first)
+  phases = [(start, loss_fn) for start, loss_fn in task.phases if start >= last]
+  try:
+    programs = [
+      (start, make_step(loss_fn=loss_fn).compile(train_state, batch)) for start, loss_fn in phases
+    ]
+  except jax.errors.JaxRuntimeError as e:  # TPUs refuse while compiling
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    raise UserError(memory.too_little(task.name, str(e).splitlines()[0])) from e
+  for _, program in programs:
+    memory.check(task.name, program, jax.local_devices()[0])
+  seconds = time.monotonic() - begin
+  _say(f"[{task.name}] compiled {len(programs)} program(s) in {clock.duration(seconds)}")
+  return programs
+
+
 def _all_stop(asked: bool, now: int, block) -> bool:
   """Whether to stop after this step; all processes at the same one, as saving is a joint act."""
   if jax.process_count() == 1:
@@ -206,12 +235,12 @@ def _all_stop(asked: bool, now: int, block) -> bool:
   return bool(multihost_utils.process_allgather(np.asarray(asked)).any())
 
 
-def _born_or_restored(task: Task, tx, checkpoints, seed: int, mesh):
+def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
   """The state at the last checkpoint or at step 0, born sharded, and its step."""
   init = lambda key, frozen: state.create(task.init(key), tx, frozen)
-  key = jax.random.fold_in(jax.random.key(seed), 0)
+  key = jax.random.fold_in(jax.random.key(config.seed), 0)
   shapes = jax.eval_shape(init, key, task.frozen)
-  shardings = sharding.infer(shapes, mesh)
+  shardings = sharding.infer(shapes, mesh, config.sharding)
   abstract = jax.tree.map(
     lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
   )
@@ -220,7 +249,7 @@ def _born_or_restored(task: Task, tx, checkpoints, seed: int, mesh):
     # Through the host: an array of one device cannot be put on those of other processes.
     frozen = jax.device_put(jax.device_get(task.frozen), shardings.frozen)
     return jax.jit(init, out_shardings=shardings)(key, frozen), 0
-  want = {"seed": seed, "fingerprint": task.fingerprint}
+  want = {"seed": config.seed, "fingerprint": task.fingerprint}
   old = restored.data
   if changed := [f"{k}: {old.get(k)} -> {v}" for k, v in want.items() if old.get(k) != v]:
     raise UserError(
@@ -252,7 +281,7 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
 
 
 def _banner(task: Task, block, train_state, first: int, mesh) -> None:
-  shards = mesh.shape["data"] * mesh.shape["fsdp"]
+  shards = sharding.num_shards(mesh)
   _say(
     f"[{task.name}] {trees.count(train_state.params):,} parameters; batch {block.batch_size} global"
     f" = {block.batch_size // shards // block.accum} a device x {shards} x {block.accum}"

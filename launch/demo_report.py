@@ -100,7 +100,7 @@ def draw(run, labels: np.ndarray) -> np.ndarray:
   index = np.arange(len(label), dtype=np.int32)
   generator = generate.Generator(run.models, run.settings())
   grains = generator.grain_maps(run.params, label, index, 0)
-  return np.concatenate(list(generator.images(run.params, label, index, grains, 0)))
+  return generator.images(run.params, label, index, grains, 0)
 
 
 def decoded_noise(run, count: int) -> np.ndarray:

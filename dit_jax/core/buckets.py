@@ -38,8 +38,11 @@ def codes_per_region(factors: tuple[int, ...]) -> tuple[int, ...]:
 
 def num_tokens(grains: np.ndarray, factors: tuple[int, ...]) -> np.ndarray:
   """Refinement tokens of every image, [b]: the codes of all regions that are not the coarsest."""
-  m = np.array((0, *codes_per_region(factors)[1:]), np.int32)
-  return m[grains].sum((1, 2))
+  refined = list(enumerate(codes_per_region(factors)))[1:]
+  count = np.zeros(len(grains), np.int64)
+  for g, m in refined:  # grain by grain: a table of m for every region would be large
+    count += m * (grains == g).sum((1, 2))
+  return count
 
 
 def bucket_step(regions: int, factors: tuple[int, ...]) -> int:
@@ -47,6 +50,12 @@ def bucket_step(regions: int, factors: tuple[int, ...]) -> int:
   m = codes_per_region(factors)
   eighth = -(-regions * m[-1] // 8)
   return -(-eighth // m[1]) * m[1]
+
+
+def quantum(regions: int, factors: tuple[int, ...]) -> int:
+  """Tokens from one possible capacity of a training step to the next: a quarter of a bucket."""
+  whole = codes_per_region(factors)[1]
+  return max(1, bucket_step(regions, factors) // (4 * whole)) * whole
 
 
 def capacity_for(max_tokens: int, regions: int, factors: tuple[int, ...]) -> int:

@@ -20,6 +20,7 @@ _ABSENT = "(absent)"
 # on the schedule; the caller of `refuse_drift` compares the data's fingerprint.
 MAY_CHANGE = (
   r"mesh(\..*)?",
+  r"sharding",
   r"sampling(\..*)?",
   r"data\.path",
   r"(.*\.)?remat",

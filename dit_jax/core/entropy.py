@@ -129,6 +129,15 @@ def grain_map(entropy: np.ndarray, taus: tuple[float, ...]) -> np.ndarray:
   return np.searchsorted(np.asarray(taus, np.float64), entropy, side="left").astype(np.uint8)
 
 
+def budget_map(entropy: np.ndarray, ratios: tuple[float, ...]) -> np.ndarray:
+  """The map of an image [rows, cols] that has exactly its shares of every grain, by rank."""
+  order = np.argsort(entropy.ravel(), kind="stable")
+  grains = np.zeros(entropy.size, np.uint8)
+  for start in np.round(np.cumsum(ratios)[:-1] * entropy.size).astype(int):
+    grains[order[start:]] += 1
+  return grains.reshape(entropy.shape)
+
+
 def atom_mass(entropies: np.ndarray, tau: float) -> float:
   """Share of the training regions in the larger of the two atoms next to a threshold.
 

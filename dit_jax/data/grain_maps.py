@@ -55,6 +55,11 @@ class GrainMaps:
       return np.zeros((image.shape[0] // self.region, image.shape[1] // self.region), np.uint8)
     return entropy.grain_map(entropy.region_entropy(image, self.region), self.taus)
 
+  def budget_of(self, image: np.ndarray) -> np.ndarray:
+    """A map with the recipe's shares in every image: its own most detailed regions are fine."""
+    values = entropy.region_entropy(image, self.region)
+    return entropy.budget_map(values, tuple(self.record["ratios"]))
+
   def add_to(self, batch: dict) -> dict:
     """Adds `grains` int32 [b, rows, cols] to a batch that has `image` and `index`."""
     maps = []

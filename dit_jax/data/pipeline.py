@@ -26,6 +26,7 @@ def batches(
   process_count: int = 1,
   threads: int = 4,
   transform: Callable[[Batch], Batch] | None = None,
+  positions: Callable[[int], np.ndarray] | None = None,
 ) -> Iterator[Batch]:
   """This process's rows of the batches of steps start_step, start_step + 1, ... without end.
 
@@ -39,6 +40,7 @@ def batches(
     process_count: between how many processes the rows are divided.
     threads: each prepares a whole batch ahead; 0 prepares them when asked. The order is the same.
     transform: applied to every batch, in the thread; must be a function of the batch alone.
+    positions: step -> the positions of its global batch, [batch_size] (data.plan); None: shuffled.
 
   Returns:
     An iterator with a `close` that ends its threads; dicts of arrays [batch_size / process_count,
@@ -49,7 +51,7 @@ def batches(
   """
   import grain  # costs a second, and sampling needs none of it
 
-  steps = _steps(source, batch_size, seed, process_index, process_count, transform)
+  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   return iter(steps.slice(slice(start_step, None)).to_iter_dataset(options))
 
@@ -62,12 +64,14 @@ def batch_at(
   process_index: int = 0,
   process_count: int = 1,
   transform: Callable[[Batch], Batch] | None = None,
+  positions: Callable[[int], np.ndarray] | None = None,
 ) -> Batch:
   """The batch that `batches` gives at one step."""
-  return _steps(source, batch_size, seed, process_index, process_count, transform)[step]
+  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions)
+  return steps[step]
 
 
-def _steps(source, batch_size, seed, process_index, process_count, transform) -> Any:
+def _steps(source, batch_size, seed, process_index, process_count, transform, positions) -> Any:
   """A grain MapDataset: element n is this process's rows of step n."""
   import grain
 
@@ -79,11 +83,16 @@ def _steps(source, batch_size, seed, process_index, process_count, transform) ->
   if not 0 <= seed < 2**32:
     raise UserError(f"{seed=} must be 0 to 2^32 - 1.")
   assert 0 <= process_index < process_count, f"{process_index=} of {process_count} processes"
-  order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
   # Consecutive pieces of a step belong to consecutive processes. Batched before the iterator: an
   # element of the prefetch queue is a batch, which is four times the throughput of single items.
-  pieces = order.batch(batch_size // process_count, drop_remainder=True)  # the end is at 2^63
-  steps = pieces.slice(slice(process_index, None, process_count))
+  rows = batch_size // process_count
+  if positions is not None:
+    own = slice(process_index * rows, (process_index + 1) * rows)
+    steps = grain.MapDataset.range(2**62).map(lambda step: positions(step)[own])
+  else:
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+    pieces = order.batch(rows, drop_remainder=True)  # the end is at 2^63
+    steps = pieces.slice(slice(process_index, None, process_count))
   steps = steps.map(functools.partial(_read, source))
   return steps.map(transform) if transform else steps
 

@@ -8,9 +8,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+from dit_jax.core.mesh import BATCH_AXES, HEAD_AXES, dividing, free_axes
 from dit_jax.core.typing import Array, Float, Int, Key
 from dit_jax.kernels import dense
 from dit_jax.kernels.pro_attention import reference
@@ -26,7 +26,6 @@ CHOICES = {  # by kind and platform, the first that takes the shapes
   },
 }
 UNSPLIT = ("xla", "cudnn")  # the compiler splits these over a mesh by itself
-BATCH_AXES, HEAD_AXES = ("data", "fsdp"), ("tensor",)
 
 
 def attention(
@@ -38,6 +37,7 @@ def attention(
   implementation: str | None = None,
   key: Key[Array, ""] | None = None,
   settings: ProSettings = DEFAULT,
+  segments: Int[Array, "b n"] | None = None,
 ) -> Float[Array, "b n h d"]:
   """softmax(q k^T / sqrt(d)) v per head, for all queries or for those that need it.
 
@@ -53,6 +53,7 @@ def attention(
     implementation: one of CHOICES; None takes the first of the platform that takes the shapes.
     key: decides which keys "pro" samples; None is a fixed one.
     settings: of "pro".
+    segments: a number for every token, which weighs nothing for those of another; "full" only.
 
   Raises:
     ValueError: shapes, lengths, kind or implementation that do not fit.
@@ -66,6 +67,8 @@ def attention(
     raise ValueError(
       f"{implementation=} is unknown for {kind=}; expected one of {sorted(known)} or None."
     )
+  if kind == "pro" and segments is not None:
+    raise ValueError("segments are for kind='full'.")
   if kind == "pro" and settings.part == 1 and implementation is None:
     return _all_queries(q, k, v, lengths)
   names = (implementation,) if implementation else CHOICES[kind][platform()]
@@ -76,7 +79,7 @@ def attention(
   for name in names:
     call = _implementation(name, settings)
     try:
-      return (call if name in UNSPLIT else _split(call, q))(q, k, v, r, lengths)
+      return (call if name in UNSPLIT else _split(call, q))(q, k, v, r, lengths, segments)
     except NotImplementedError as e:
       refusals.append(e)
   if implementation:
@@ -100,9 +103,9 @@ def platform() -> str:
 
 
 def _implementation(name: str, settings: ProSettings):
-  """(q, k, v, r, lengths) -> result; kernels are imported where they are used."""
+  """(q, k, v, r, lengths, segments) -> result; kernels are imported where they are used."""
   if name in ("xla", "cudnn", "flash"):
-    return lambda q, k, v, r, lengths: getattr(dense, name)(q, k, v, lengths)
+    return lambda q, k, v, r, *masks: getattr(dense, name)(q, k, v, *masks)
   if name == "tpu":
     from dit_jax.kernels.pro_attention.tpu import pro_attention
   elif name == "gpu":
@@ -111,37 +114,21 @@ def _implementation(name: str, settings: ProSettings):
     pro_attention = functools.partial(reference.pro_attention, attend=dense.cudnn)
   else:
     pro_attention = reference.pro_attention
-  return lambda *arrays: pro_attention(*arrays, settings)
+  return lambda q, k, v, r, lengths, _: pro_attention(q, k, v, r, lengths, settings)
 
 
 def _split(call, q):
   """`call` on each device's own images and heads: the compiler cannot cut into a kernel."""
-  mesh = jax.sharding.get_abstract_mesh()
-  free = {
-    axis: size
-    for axis, size, kind in zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
-    if kind == AxisType.Auto
-  }
+  free = set(free_axes())
   if not free:
     return call
-  batch = _dividing([axis for axis in BATCH_AXES if axis in free], free, q.shape[0])
-  heads = _dividing([axis for axis in HEAD_AXES if axis in free], free, q.shape[2])
+  batch, heads = dividing(BATCH_AXES, q.shape[0]), dividing(HEAD_AXES, q.shape[2])
 
-  def split(q, k, v, r, lengths):
+  def split(*arrays):
     tokens = P(batch, None, heads)
-    specs = (tokens, tokens, tokens, None if r is None else P(heads))
-    specs += (None if lengths is None else P(batch),)
-    own = jax.shard_map(
-      call, in_specs=specs, out_specs=tokens, axis_names=set(free), check_vma=False
-    )
-    return own(q, k, v, r, lengths)
+    specs = (tokens, tokens, tokens, P(heads), P(batch), P(batch))
+    specs = tuple(None if x is None else s for x, s in zip(arrays, specs, strict=True))
+    own = jax.shard_map(call, in_specs=specs, out_specs=tokens, axis_names=free, check_vma=False)
+    return own(*arrays)
 
   return split
-
-
-def _dividing(axes: list[str], sizes: dict[str, int], rows: int):
-  """The axes, if the rows split evenly over them; else none, and every device does all rows."""
-  count = 1
-  for axis in axes:
-    count *= sizes[axis]
-  return tuple(axes) if axes and rows % count == 0 else None

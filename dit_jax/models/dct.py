@@ -12,12 +12,12 @@ from einops import rearrange, repeat
 
 from dit_jax.core.buckets import TokenIndex
 from dit_jax.core.errors import UserError
-from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.models.dit import SIZES as DIT_SIZES
-from dit_jax.models.refine_net import RefineNet
+from dit_jax.models.refine_net import RefineNet, in_slots
 from dit_jax.nn import grains as grain_maps
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import AttentionSettings, check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
 from dit_jax.nn.label import LabelEmbedder
@@ -77,6 +77,7 @@ class DCT(nn.Module):
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
     remat: see nn.block.Blocks.
+    window: refined tokens see only those of their own window of so many regions a side; 0: all.
     attention: which blocks are prob-sparse; the refinement's numbers follow the base's.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
   """
@@ -94,6 +95,7 @@ class DCT(nn.Module):
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
+  window: int = 0
 
   def __post_init__(self):
     super().__post_init__()
@@ -101,6 +103,11 @@ class DCT(nn.Module):
     check_remat(self.remat)
     self.attention.check_blocks(self.depth + self.refine_depth)
     check_factors(tuple(self.factors), tuple(self.grid))
+    if self.window < 0 or (self.window and self.attention.kind == "pro"):
+      raise UserError(
+        f"window={self.window} must be 0 (all tokens) or more regions a side, and needs "
+        "attention.kind='full'."
+      )
 
   @property
   def block_tokens(self) -> tuple[int, ...]:
@@ -116,7 +123,7 @@ class DCT(nn.Module):
     t_model: Float[Array, " b"],
     label: Int[Array, " b"],
     grains: Int[Array, "b rows cols"],
-    tokens: TokenIndex,
+    tokens: TokenIndex | tuple[TokenIndex, ...],
   ) -> Float[Array, "b h w o"]:
     """Raw output for latents z at model time t_model (0 .. 1000).
 
@@ -125,19 +132,21 @@ class DCT(nn.Module):
       t_model: what the timestep embedding sees.
       label: classes.
       grains: the grain maps, 0 the coarsest.
-      tokens: the tables of the same maps (core.buckets.token_index).
+      tokens: the tables of the same maps, of one capacity (core.buckets.token_index) or of one a
+        sub-batch (models.refine_net.in_slots).
     """
     assert z.shape[1:] == (*self.grid, self.z_channels), (z.shape, self.grid, self.z_channels)
     channels = self.z_channels * (2 if self.learn_sigma else 1)
     p = self.factors[-1] // self.factors[0]
-    h, c = self.base(z, t_model, label, grains)
+    key = sampling_key(self)
+    h, c = self.base(z, t_model, label, grains, key)
     if not self.refine_depth:
       out = FinalLayer(p * p * channels, self.dtype, name="final")(h, c)
       out = rearrange(out, "b (i j) (p q c) -> b (i p) (j q) c", i=grains.shape[1], p=p, q=p)
       return grain_maps.project(out, grains, self.factors)
     rough = FinalLayer(channels, self.dtype, name="final")(h, c)
     rough = repeat(rough, "b (i j) c -> b (i p) (j q) c", i=grains.shape[1], p=p, q=p)
-    delta = RefineNet(
+    refine = RefineNet(
       self.refine_depth,
       self.width,
       self.num_heads,
@@ -148,9 +157,12 @@ class DCT(nn.Module):
       self.dtype,
       self.attention,
       self.depth,
+      self.window,
       name="refine",
-    )(h, c, z, tokens)
-    return rough + delta
+    )
+    if isinstance(tokens, TokenIndex):
+      return rough + refine(h, c, z, tokens, key)
+    return rough + in_slots(refine, h, c, z, tokens, key)
 
   def base(
     self,
@@ -158,6 +170,7 @@ class DCT(nn.Module):
     t_model: Float[Array, " b"],
     label: Int[Array, " b"],
     grains: Int[Array, "b rows cols"],
+    key: Key[Array, ""] | None = None,
   ) -> tuple[Float[Array, "b r d"], Float[Array, "b d"]]:
     """The region tokens after the base blocks, and the condition."""
     dtype, width = self.dtype, self.width
@@ -184,5 +197,5 @@ class DCT(nn.Module):
       dtype,
       self.attention,
       name="blocks",
-    )(h, c)
+    )(h, c, key=key)
     return h, c

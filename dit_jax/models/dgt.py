@@ -14,7 +14,7 @@ from dit_jax.core import rng
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, Bool, DTypeLike, Float, Int, Key
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import AttentionSettings, check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PositionTable
 from dit_jax.nn.label import LabelEmbedder
@@ -77,7 +77,7 @@ class DGT(nn.Module):
       self.dtype,
       self.attention,
       name="blocks",
-    )(x, c)
+    )(x, c, key=sampling_key(self))
     logits = FinalLayer(self.num_grains, self.dtype, name="final")(x, c)
     return rearrange(logits, "b (r c) k -> b r c k", r=rows)
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, DTypeLike, Float, Int
 from dit_jax.nn.adaln import FinalLayer
-from dit_jax.nn.attention import AttentionSettings, check_heads
+from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
 from dit_jax.nn.label import LabelEmbedder
@@ -97,7 +97,7 @@ class DiT(nn.Module):
       dtype,
       self.attention,
       name="blocks",
-    )(x, c)
+    )(x, c, key=sampling_key(self))
     channels = self.z_channels * (2 if self.learn_sigma else 1)
     x = FinalLayer(p * p * channels, dtype, name="final")(x, c)
     return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=rows, p=p, q=p)

@@ -6,11 +6,13 @@ tables 1 and 2).
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 
 from dit_jax.core.buckets import TokenIndex
-from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.core.mesh import pin_rows
+from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.nn.block import Blocks
@@ -26,7 +28,8 @@ class RefineNet(nn.Module):
   """Attention among an image's own fine codes; its output is zero at init.
 
   Its blocks are numbered from `first`. Whether they are prob-sparse depends on the tokens that an
-  image could have, not on the capacity of the batch.
+  image could have, not on the capacity of the batch. With a `window` tokens see only those of their
+  own window of so many regions a side (0: all).
   """
 
   depth: int
@@ -39,6 +42,7 @@ class RefineNet(nn.Module):
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
   first: int = 0
+  window: int = 0
 
   @nn.compact
   def __call__(
@@ -47,6 +51,7 @@ class RefineNet(nn.Module):
     c: Float[Array, "b d"],
     z: Float[Array, "b h w c"],
     tokens: TokenIndex,
+    key: Key[Array, ""] | None = None,
   ) -> Float[Array, "b h w o"]:
     """The correction on the cells of the finest grid, zero in regions of the coarsest grain.
 
@@ -55,6 +60,7 @@ class RefineNet(nn.Module):
       c: the condition, of time and label.
       z: noisy latents, constant inside a code's cells.
       tokens: the tables of the batch's grain maps.
+      key: of the keys that prob-sparse blocks sample.
     """
     rows, cols = z.shape[1:3]
     f = take_rows(self.unmerge(h, cols), tokens.source)
@@ -74,11 +80,19 @@ class RefineNet(nn.Module):
       self.first,
       rows * cols,
       name="blocks",
-    )(f, c, tokens.length)
+    )(f, c, tokens.length, self.windows(tokens.cell, cols), key)
     delta = FinalLayer(self.out_channels, self.dtype, name="final")(f, c)
     kept = jnp.arange(delta.shape[1]) < tokens.length[:, None]
     delta = jnp.where(kept[..., None], delta, 0)
     return rearrange(take_rows(delta, tokens.slot), "b (h w) o -> b h w o", h=rows)
+
+  def windows(self, cell: Int[Array, "b m"], cells_across: int) -> Int[Array, "b m"] | None:
+    """The number of each token's window; that of padding means nothing."""
+    if not self.window:
+      return None
+    side = self.window * (self.factors[-1] // self.factors[0])
+    i, j = jnp.divmod(cell, cells_across)
+    return i // side * -(-cells_across // side) + j // side
 
   def unmerge(self, h: Float[Array, "b r d"], cells_across: int) -> Float[Array, "b n d"]:
     """Every code that some map could ask for, grain 1 first, each grain in raster order.
@@ -103,3 +117,32 @@ class RefineNet(nn.Module):
   def linear(self, features: int, name: str) -> nn.Dense:
     init = nn.initializers.xavier_uniform()
     return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
+
+
+def in_slots(
+  refine,
+  h: Float[Array, "b r d"],
+  c: Float[Array, "b d"],
+  z: Float[Array, "b h w c"],
+  tokens: tuple[TokenIndex, ...],
+  key: Key[Array, ""] | None = None,
+) -> Float[Array, "b h w o"]:
+  """`refine` on the sub-batches of a mixed step, one after another, back in the order of the rows.
+
+  Args:
+    refine: as RefineNet.__call__.
+    h, c, z, key: of the whole batch.
+    tokens: one a capacity, arrays [groups, rows, ...]: each of the equal groups that the batch
+      consists of holds so many rows of that capacity, in this order (core.slots.Slots).
+  """
+  groups = tokens[0].length.shape[0]
+  by_group = [rearrange(x, "(s l) ... -> s l ...", s=groups) for x in (h, c, z)]
+  deltas, start = [], 0
+  for index in tokens:
+    rows = index.length.shape[1]
+    own = [x[:, start : start + rows] for x in by_group]
+    flat = lambda x: pin_rows(rearrange(x, "s l ... -> (s l) ..."))
+    *own, index = jax.tree.map(flat, (*own, index))
+    deltas.append(rearrange(refine(*own, index, key), "(s l) ... -> s l ...", s=groups))
+    start += rows
+  return pin_rows(rearrange(jnp.concatenate(deltas, axis=1), "s l ... -> (s l) ..."))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dit_jax.core.errors import UserError
-from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.kernels.attention import KINDS, attention
 from dit_jax.kernels.pro_attention.settings import KEYS, UNIFORMS, ProSettings
 
@@ -113,13 +113,16 @@ class AttentionSettings:
     return tuple(phases)
 
 
+def sampling_key(model: nn.Module):
+  """The model's key for the keys that its blocks sample, one for all of a step; None if fixed."""
+  return model.make_rng("attention") if model.has_rng("attention") else None
+
+
 class SelfAttention(nn.Module):
   """Attention among n tokens; with lengths, among the first lengths[i] of image i.
 
   qk_norm divides every query and key by its root mean square (in float32) and scales it by a
-  learned vector, which keeps the scores bounded over long bf16 runs. With `pro` the keys that
-  measure the queries come from the stream "attention" if it is given, as in training, else they
-  are fixed.
+  learned vector, which keeps the scores bounded over long bf16 runs.
   """
 
   num_heads: int
@@ -134,8 +137,20 @@ class SelfAttention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, "b n d"], lengths: Int[Array, " b"] | None = None
+    self,
+    x: Float[Array, "b n d"],
+    lengths: Int[Array, " b"] | None = None,
+    segments: Int[Array, "b n"] | None = None,
+    key: Key[Array, ""] | None = None,
   ) -> Float[Array, "b n d"]:
+    """Mixes the tokens of every image.
+
+    Args:
+      x: the tokens.
+      lengths: true lengths; None where all are full.
+      segments: with them, tokens see those of their own number alone.
+      key: decides which keys measure the queries under `pro`; None fixes them.
+    """
     init = nn.initializers.xavier_uniform()
     qkv = nn.Dense(3 * self.width, kernel_init=init, dtype=self.dtype, name="qkv")(x)
     q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
@@ -143,9 +158,8 @@ class SelfAttention(nn.Module):
       q = nn.RMSNorm(dtype=jnp.float32, name="q_norm")(q).astype(self.dtype)
       k = nn.RMSNorm(dtype=jnp.float32, name="k_norm")(k).astype(self.dtype)
     if self.pro is None:
-      out = attention(q, k, v, lengths)
+      out = attention(q, k, v, lengths, segments=segments)
     else:
-      key = self.make_rng("attention") if self.has_rng("attention") else None
       out = attention(q, k, v, lengths, kind="pro", key=key, settings=self.pro)
     out = rearrange(out, "b n h d -> b n (h d)")
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="proj")(out)

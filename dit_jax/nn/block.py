@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.core.errors import UserError
-from dit_jax.core.typing import Array, DTypeLike, Float, Int
+from dit_jax.core.mesh import pin_rows
+from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.kernels.pro_attention.settings import ProSettings
 from dit_jax.nn.adaln import AdaLN, layer_norm, modulate
 from dit_jax.nn.attention import AttentionSettings, SelfAttention
@@ -38,6 +39,8 @@ class DiTBlock(nn.Module):
     h: Float[Array, "b n d"],
     c: Float[Array, "b d"],
     lengths: Int[Array, " b"] | None = None,
+    segments: Int[Array, "b n"] | None = None,
+    key: Key[Array, ""] | None = None,
   ) -> Float[Array, "b n d"]:
     chunks = AdaLN(6, dtype=self.dtype, name="adaln")(c)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunks
@@ -45,7 +48,8 @@ class DiTBlock(nn.Module):
       self.num_heads, self.width, self.qk_norm, self.dtype, self.pro, name="attn"
     )
     mlp = MLP(dtype=self.dtype, name="mlp")
-    h = h + gate_attn[:, None] * attn(modulate(layer_norm(h), shift_attn, scale_attn), lengths)
+    seen = modulate(layer_norm(h), shift_attn, scale_attn)
+    h = h + gate_attn[:, None] * attn(seen, lengths, segments, key)
     return h + gate_mlp[:, None] * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
 
 
@@ -78,12 +82,18 @@ class Blocks(nn.Module):
     h: Float[Array, "b n d"],
     c: Float[Array, "b d"],
     lengths: Int[Array, " b"] | None = None,
+    segments: Int[Array, "b n"] | None = None,
+    key: Key[Array, ""] | None = None,
   ) -> Float[Array, "b n d"]:
+    """Runs the blocks; `key` gives each its own draw of sampled keys, by its number."""
     block = DiTBlock if self.remat == "none" else nn.remat(DiTBlock, policy=REMAT[self.remat])
-    tokens = self.max_tokens or h.shape[1]
+    tokens, h = self.max_tokens or h.shape[1], pin_rows(h)
     for i in range(self.depth):
-      pro = self.attention.of_block(self.first + i, tokens)
+      number = self.first + i
+      pro = self.attention.of_block(number, tokens)
+      own = None if key is None or pro is None else jax.random.fold_in(key, number)
       h = block(self.width, self.num_heads, self.qk_norm, self.dtype, pro, name=f"block_{i:02d}")(
-        h, c, lengths
+        h, c, lengths, segments, own
       )
+      h = pin_rows(h)
     return h

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dit_jax.core import buckets, rng
+from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
 from dit_jax.diffusion import guidance as guidance_
 from dit_jax.diffusion import sampler, steppers
@@ -121,8 +121,8 @@ class Generator:
     grains: np.ndarray,
     seed: int,
     batch: int = 0,
-  ) -> Iterator[np.ndarray]:
-    """Yields uint8 images [m, H, W, 3] in order until all are made.
+  ) -> np.ndarray:
+    """The images, uint8 [n, H, W, 3]; those of one capacity are made together.
 
     Args:
       params: dict of the trees that `Models.content` and `Models.decode` take.
@@ -133,16 +133,29 @@ class Generator:
       batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
     """
     rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
-    rows |= self._tokens(rows["grains"])
     params = self._on_every_device(params)
-    in_flight = []
-    for chunk, kept in self._chunks(rows):
-      scale = np.float32(self.settings.guidance)
-      in_flight.append((self._images(params, np.uint32(seed), chunk, scale), kept))
-      if len(in_flight) * self.rows >= batch:
-        yield from (np.asarray(x)[:n] for x, n in in_flight)
-        in_flight = []
-    yield from (np.asarray(x)[:n] for x, n in in_flight)
+    out, in_flight = None, []
+
+    def collect(out):
+      for places, pictures in in_flight:
+        pictures = np.asarray(pictures)
+        out = np.empty((len(label), *pictures.shape[1:]), np.uint8) if out is None else out
+        out[places] = pictures[: len(places)]
+      in_flight.clear()
+      return out
+
+    for capacity, members in self._by_capacity(rows["grains"]):
+      own = {name: np.asarray(x)[members] for name, x in rows.items()}
+      own |= self._tokens(own["grains"], capacity)
+      done = 0
+      for chunk, kept in self._chunks(own):
+        scale = np.float32(self.settings.guidance)
+        pictures = self._images(params, np.uint32(seed), chunk, scale)
+        in_flight.append((members[done : done + kept], pictures))
+        done += kept
+        if len(in_flight) * self.rows >= batch:
+          out = collect(out)
+    return collect(out)
 
   def _times(self) -> jax.Array:
     return self.models.process.schedule.times(self.settings.steps)
@@ -151,14 +164,21 @@ class Generator:
     """Parameters read on one device, or split over a training mesh, on all devices of this one."""
     return jax.device_put(params, NamedSharding(self.mesh, P()))
 
-  def _tokens(self, grains: np.ndarray) -> dict:
+  def _by_capacity(self, grains: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Every capacity that the maps need, and the rows that need it."""
     factors = self.models.factors
     if len(factors) == 1:
+      yield 0, np.arange(len(grains))
+      return
+    step = buckets.bucket_step(grains.shape[1] * grains.shape[2], factors)
+    edges = slots.edges_needed(buckets.num_tokens(grains, factors), step)
+    for edge in np.unique(edges):
+      yield int(edge) * step, np.flatnonzero(edges == edge)
+
+  def _tokens(self, grains: np.ndarray, capacity: int) -> dict:
+    if not capacity:
       return {}
-    regions = grains.shape[1] * grains.shape[2]
-    finest = regions * buckets.codes_per_region(factors)[-1]
-    capacity = buckets.capacity_for(finest, regions, factors)
-    return buckets.token_index(grains, factors, capacity)._asdict()
+    return buckets.token_index(grains, self.models.factors, capacity)._asdict()
 
   def _chunks(self, rows: dict) -> Iterator[tuple[dict, int]]:
     """Full chunks of `self.rows` rows, the last one padded by repeating its last row."""

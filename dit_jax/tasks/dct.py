@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.core import buckets, rng
+from dit_jax.core import rng, slots
 from dit_jax.core.errors import UserError
+from dit_jax.data.plan import Plan
 from dit_jax.diffusion import losses, process, schedules
 from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import latent_stage
+from dit_jax.tasks import latent_stage, padding
 from dit_jax.tasks.task import Task
+from dit_jax.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,38 +118,42 @@ def content_fn(model: dct.DCT):
   )
 
 
-def build(config, workdir, mesh) -> Task:
-  """The stage on the latent cache of `workdir`, which it makes if it is missing."""
-  return build_content(config, workdir, mesh, "dct", make_model, content_fn)
+@dataclasses.dataclass(frozen=True)
+class Content:
+  """A diffusion stage before it meets data: `dct` or `dit`, which differ in their model alone.
+
+  Attributes:
+    model: the transformer.
+    loss: of its first phase's attention.
+    phases: as in tasks.task.Task.
+    init: key -> params.
+  """
+
+  model: Any
+  loss: DiffusionLoss
+  phases: tuple
+  init: Any
 
 
-def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> Task:
-  """A diffusion stage: `dct` or `dit`, which differ in their model alone."""
-  cache = latent_stage.ensure(config, workdir, mesh)
-  meta, block = cache.meta, config[name]
-  model = make_model(config, meta)
-  process = make_process(block.diffusion)
+def make_content(
+  config, name: str, meta: dict, statistics: dict, make_model, content_fn
+) -> Content:
+  """The stage of a config and of the facts and statistics that its latents carry."""
+  model, block = make_model(config, meta), config[name]
   factors = tuple(meta["factors"])
-  capacity = latent_stage.capacity(cache) if len(factors) > 1 else 0
-  statistics = latent_stage.statistics(cache)
-
-  def add_tokens(batch):
-    if len(factors) == 1:
-      return batch
-    return batch | buckets.token_index(batch["grains"], factors, capacity)._asdict()
 
   def apply_of(attention):
     content = content_fn(model.clone(attention=attention))
 
     def apply(params, z, t, label, batch, step):
       rngs = {"attention": rng.step_key(config.seed, step, "attention")}
-      return content(params, z, t, label, batch["grains"], tokens_of(batch), rngs)
+      return content(params, z, t, label, batch["grains"], batch.get("tokens"), rngs)
 
     return apply
 
   loss = DiffusionLoss(
     apply=apply_of(model.attention),
-    process=process,
+    process=make_process(block.diffusion),
     factors=factors,
     mean=jnp.asarray(statistics["mean"], jnp.float32),
     std=jnp.asarray(statistics["std"], jnp.float32),
@@ -156,35 +162,72 @@ def build_content(config, workdir, mesh, name: str, make_model, content_fn) -> T
     kind=block.diffusion.loss,
     grain_weights=tuple(block.diffusion.grain_weights),
   )
+  phases = tuple(
+    (start, dataclasses.replace(loss, apply=apply_of(attention)))
+    for start, attention in model.attention.phases(block.total_steps, model.block_tokens)
+  )
 
   def init(key):
-    one = add_tokens({"grains": np.zeros((1, *meta["regions"]), np.int32)})
-    one = jax.tree.map(jnp.asarray, one)
     z = jnp.zeros((1, *meta["grid"], meta["z_channels"]))
-    args = z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-    extra = () if len(factors) == 1 else (one["grains"], tokens_of(one))
-    return model.init(key, *args, *extra)
+    args = [z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)]
+    if len(factors) > 1:
+      grains = np.zeros((1, *meta["regions"]), np.int32)
+      smallest = slots.tables(grains, factors, slots.one(1, 1))
+      args += [jnp.asarray(grains), jax.tree.map(jnp.asarray, smallest)]
+    return model.init(key, *args)
 
+  return Content(model, loss, phases, init)
+
+
+def build(config, workdir, mesh) -> Task:
+  """The stage on the latent cache of `workdir`, which it makes if it is missing."""
+  cache = latent_stage.ensure(config, workdir, mesh)
+  statistics = latent_stage.statistics(cache)
+  content = make_content(config, "dct", cache.meta, statistics, make_model, content_fn)
+  block, factors = config.dct, tuple(cache.meta["factors"])
+  groups = sharding.num_shards(mesh) * block.accum
+  shapes = latent_stage.make_slots(cache, block.buckets, block.batch_size, groups)
+  tokens, order = latent_stage.num_tokens(cache), shapes.order()
+  plan = Plan(tokens, block.batch_size, latent_stage.quantum(cache), config.seed)
+  if jax.process_index() == 0:
+    print(_describe(shapes, padding.overhead(content.model, tokens, shapes)), flush=True)
+
+  def add_tokens(batch):
+    return batch | {"tokens": slots.tables(batch["grains"], factors, shapes)}
+
+  return content_task(
+    config,
+    workdir,
+    cache,
+    "dct",
+    content,
+    content_fn,
+    transform=add_tokens,
+    positions=lambda step: plan.positions(step)[order],
+  )
+
+
+def content_task(config, workdir, cache, name: str, content: Content, content_fn, **how) -> Task:
+  """The stage on a latent cache; `how` as for latent_stage.task."""
+  gated = latent_stage.gated_content(content_fn, content.model, content.loss.process)
   return latent_stage.task(
     config,
     cache,
     name=name,
-    init=init,
-    phases=tuple(
-      (start, dataclasses.replace(loss, apply=apply_of(attention)))
-      for start, attention in model.attention.phases(block.total_steps, model.block_tokens)
-    ),
-    normalizers=loss.normalizers,
-    transform=add_tokens,
+    init=content.init,
+    phases=content.phases,
+    normalizers=content.loss.normalizers,
     frozen={"dvae": latent_stage.dvae_params(workdir)},
-    preview=latent_stage.picture_preview(
-      config, cache, loss, latent_stage.gated_content(content_fn, model, process)
-    ),
+    preview=latent_stage.picture_preview(config, cache, content.loss, gated),
+    **how,
   )
 
 
-def tokens_of(batch: dict) -> buckets.TokenIndex | None:
-  """The token tables that ride in a batch; None where there is one grain."""
-  if "slot" not in batch:
-    return None
-  return buckets.TokenIndex(*(batch[field] for field in buckets.TokenIndex._fields))
+def _describe(shapes: slots.Slots, overhead: float) -> str:
+  """The slots of a step in a line."""
+  pairs = zip(shapes.counts, shapes.capacities, strict=True)
+  return (
+    "[dct] slots of a step, images x refined tokens: "
+    + ", ".join(f"{count} x {capacity}" for count, capacity in pairs)
+    + f"; {overhead:.3f} times the FLOPs that the images need"
+  )

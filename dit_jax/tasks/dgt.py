@@ -52,15 +52,25 @@ def normalizers(batch: dict) -> dict:
   return {"images": jnp.float32(batch["label"].shape[0])}
 
 
+def make_phases(config, model: dgt.DGT) -> tuple:
+  """The losses of a run, as in tasks.task.Task."""
+  return tuple(
+    (start, make_loss(model.clone(attention=attention), config.dgt.label_drop, config.seed))
+    for start, attention in model.attention.phases(config.dgt.total_steps, model.block_tokens)
+  )
+
+
+def make_init(model: dgt.DGT):
+  """key -> params."""
+  one = lambda *shape: jnp.zeros((1, *shape), jnp.int32)
+  return lambda key: model.init(key, one(*model.grid), one())
+
+
 def build(config, workdir, mesh) -> Task:
   """The stage on the latent cache of `workdir`, which it makes if it is missing."""
   cache = latent_stage.ensure(config, workdir, mesh)
   model = make_model(config, cache.meta)
   shape = tuple(cache.meta["regions"])
-
-  def init(key):
-    return model.init(key, jnp.zeros((1, *shape), jnp.int32), jnp.zeros((1,), jnp.int32))
-
   shown = latent_stage.shown_rows(cache)
   draw = jax.jit(
     lambda params: grain_maps.sample_maps(
@@ -87,11 +97,8 @@ def build(config, workdir, mesh) -> Task:
     config,
     cache,
     name="dgt",
-    init=init,
-    phases=tuple(
-      (start, make_loss(model.clone(attention=attention), config.dgt.label_drop, config.seed))
-      for start, attention in model.attention.phases(config.dgt.total_steps, model.block_tokens)
-    ),
+    init=make_init(model),
+    phases=make_phases(config, model),
     normalizers=normalizers,
     preview=preview,
   )

@@ -3,7 +3,7 @@
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import dct
+from dit_jax.tasks import dct, latent_stage
 from dit_jax.tasks.task import Task
 
 
@@ -37,4 +37,7 @@ def content_fn(model: dit.DiT):
 
 def build(config, workdir, mesh) -> Task:
   """The stage on the latent cache of `workdir`, which it makes if it is missing."""
-  return dct.build_content(config, workdir, mesh, "dit", make_model, content_fn)
+  cache = latent_stage.ensure(config, workdir, mesh)
+  statistics = latent_stage.statistics(cache)
+  content = dct.make_content(config, "dit", cache.meta, statistics, make_model, content_fn)
+  return dct.content_task(config, workdir, cache, "dit", content, content_fn)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dit_jax.core import buckets, clock
+from dit_jax.core import buckets, clock, slots
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
@@ -45,6 +45,7 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
     "taus": vae_meta["thresholds"]["taus"],
     "image_size": config.data.image_size,
     "flip": config.latents.flip,
+    "maps": _kind_of_maps(config),
   }
   folder = workdir / "latents"
   if jax.process_index() == 0:  # one process writes, the others wait for it
@@ -55,6 +56,12 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
     multihost_utils.sync_global_devices("latent cache")
   latents.check(folder, key)
   return latents.LatentSource(folder)
+
+
+def _kind_of_maps(config) -> str:
+  """By the data's thresholds, or every image its equal share."""
+  budget = "dct" in config.stages and config.dct.buckets == "budget"
+  return "budget" if budget else "thresholds"
 
 
 def dvae_params(workdir):
@@ -93,7 +100,10 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
       if clock.due(now, max(1, total // 10), total):
         progress.report(now, {})
       valid = batch.pop("valid")
-      batch = maps.add_to(batch)
+      if key["maps"] == "budget":
+        batch["grains"] = np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)
+      else:
+        batch = maps.add_to(batch)
       for flipped in (False, True) if config.latents.flip else (False,):
         image, grains = batch["image"], batch["grains"]
         if flipped:
@@ -113,13 +123,30 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
     latents.write(folder, meta, records())
 
 
-def capacity(cache) -> int:
-  """Refinement tokens of one static shape that holds every map of the cache."""
-  factors = tuple(cache.meta["factors"])
+def make_slots(cache, mode: str, batch_size: int, groups: int) -> slots.Slots:
+  """The static shapes of a step on the cache's maps.
+
+  Args:
+    cache: the latents.
+    mode: one of slots.MODES.
+    batch_size: of the global batch.
+    groups: shards x micro-batches.
+  """
+  tokens = num_tokens(cache)
+  if mode == "mixed":
+    return slots.mixed(tokens, batch_size, quantum(cache), groups)
+  return slots.one(max(1, int(tokens.max())), batch_size, groups)  # by budget, all have as many
+
+
+def num_tokens(cache) -> np.ndarray:
+  """Refined tokens of every image of the cache."""
+  return buckets.num_tokens(cache.grains, tuple(cache.meta["factors"]))
+
+
+def quantum(cache) -> int:
+  """Tokens from one possible capacity to the next."""
   rows, cols = cache.meta["regions"]
-  return buckets.capacity_for(
-    int(buckets.num_tokens(cache.grains, factors).max()), rows * cols, factors
-  )
+  return buckets.quantum(rows * cols, tuple(cache.meta["factors"]))
 
 
 def statistics(cache) -> dict:
@@ -139,9 +166,19 @@ def shown_rows(cache) -> dict:
 
 
 def task(
-  config, cache, *, name, init, phases, normalizers, preview, frozen=None, transform=None
+  config,
+  cache,
+  *,
+  name,
+  init,
+  phases,
+  normalizers,
+  preview,
+  frozen=None,
+  transform=None,
+  positions=None,
 ) -> Task:
-  """A stage on a latent cache."""
+  """A stage on a latent cache; see pipeline.batches for transform and positions."""
 
   def batches(first_step: int):
     return pipeline.batches(
@@ -153,6 +190,7 @@ def task(
       process_count=jax.process_count(),
       threads=config.data.workers,
       transform=transform,
+      positions=positions,
     )
 
   facts = ("vae", "factors", "regions", "grid", "z_channels", "image_size", "classes", "thresholds")
@@ -230,9 +268,7 @@ def picture_preview(config, cache, loss, content):
   def preview(params, frozen):
     params = {"content": params, "dvae": frozen["dvae"]}
     label, index = shown["label"], shown["index"]
-    drawn = np.concatenate(
-      list(generator.images(params, label, index, shown["grains"], config.seed, SHOWN))
-    )
+    drawn = generator.images(params, label, index, shown["grains"], config.seed, SHOWN)
     real = np.asarray(decoded(params, jnp.asarray(shown["moments"])))
     return grids.blocks([("decoded", real), ("samples, same maps and labels", drawn)])
 

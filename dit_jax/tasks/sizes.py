@@ -6,9 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractDevice, AbstractMesh
 
-from dit_jax.core import buckets, flops
+from dit_jax.core import buckets, flops, slots
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.diffusion import losses
@@ -18,9 +17,6 @@ from dit_jax.training import optim, sharding, state
 
 DTYPES = ("float32", "bfloat16")
 _TRANSFORMERS = {"dgt": dgt, "dct": dct, "dit": dit}
-_CPU = AbstractMesh(
-  (1,), ("x",), abstract_device=AbstractDevice(device_kind="cpu", num_cores=None, platform="cpu")
-)
 
 
 def check_models(config) -> None:
@@ -54,6 +50,10 @@ def check_models(config) -> None:
     else:
       _check_range(config, f"{name}.diffusion.label_drop", 0, 1)
       _check_diffusion(config[name].diffusion, settings, len(meta["factors"]))
+    if name == "dct" and config.dct.buckets not in slots.MODES:
+      raise UserError(
+        f"dct.buckets={config.dct.buckets!r} is unknown; choose one of {', '.join(slots.MODES)}."
+      )
 
 
 def _abstract_key() -> jax.ShapeDtypeStruct:
@@ -144,7 +144,7 @@ def measure(config, num_children: int, mesh) -> dict:
   Functions are traced as for a CPU, whose programs can be counted, so no figure depends on the
   device.
   """
-  with jax.sharding.use_abstract_mesh(_CPU):
+  with jax.sharding.use_abstract_mesh(flops.CPU):
     return _measure(config, num_children, mesh)
 
 
@@ -160,8 +160,8 @@ def _measure(config, num_children: int, mesh) -> dict:
       "forward": flops.count(forward, params),
       "train": flops.count(grad, params, frozen),
     }
-    out["state_bytes"][name] = _state_bytes(config[name], params, frozen, mesh)
-    rows = config[name].batch_size // math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+    out["state_bytes"][name] = _state_bytes(config, name, params, frozen, mesh)
+    rows = config[name].batch_size // sharding.num_shards(mesh)
     _, _, loss, _ = _stage(config, name, meta, rows // config[name].accum)
     out["activation_bytes"][name] = _kept_bytes(loss, params, frozen)
   return out
@@ -241,11 +241,11 @@ def _kept_bytes(loss, params, frozen) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.eval_shape(kept, params, frozen))
 
 
-def _state_bytes(block, params, frozen, mesh) -> int:
+def _state_bytes(config, name: str, params, frozen, mesh) -> int:
   """Parameters, optimiser, EMA and frozen weights on one device, by the sharding rules."""
-  tx = optim.make_tx(block.optim, block.total_steps)
+  tx = optim.make_tx(config[name].optim, config[name].total_steps)
   shapes = jax.eval_shape(lambda p, f: state.create(p, tx, f), params, frozen)
-  placed = sharding.infer(shapes, mesh)
+  placed = sharding.infer(shapes, mesh, config.sharding)
   local = jax.tree.map(
     lambda s, where: int(np.prod(where.shard_shape(s.shape))) * s.dtype.itemsize, shapes, placed
   )

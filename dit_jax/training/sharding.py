@@ -1,7 +1,6 @@
 """Where arrays live: a mesh of three named axes, and rules from a path to a split.
 
-Models never see a mesh. Axes: `data` splits the batch, `fsdp` splits the batch and the parameters,
-`tensor` is free for rules.
+Models never see a mesh, only the names of its axes (core.mesh).
 """
 
 import math
@@ -14,9 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
+from dit_jax.core.mesh import AXES, BATCH_AXES
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+RULES = (  # of a mesh whose tensor axis is larger than 1: heads and hidden features are split
+  (r".*/(attn/qkv|mlp/in)/kernel", ("fsdp", "tensor")),
+  (r".*/(attn/qkv|mlp/in)/bias", ("tensor",)),
+  (r".*/(attn/proj|mlp/out)/kernel", ("tensor", "fsdp")),
+)
 BIG = 2**16  # elements; below this a gather costs more than the memory it saves
 
 
@@ -59,7 +62,8 @@ def infer(shapes, mesh: Mesh, rules=()):
     shapes: tree of arrays or ShapeDtypeStructs.
     mesh: from `make_mesh`.
     rules: pairs (regex over the whole path "params/block_0/mlp/in/kernel", spec), a spec being
-      a tuple with an axis name, a tuple of names or None a dimension; () replicates.
+      a tuple with an axis name, a tuple of names or None a dimension; () replicates. RULES come
+      after them where tensor > 1, on arrays that they divide.
 
   Raises:
     UserError: a rule that names an unknown axis, has too many dimensions or does not divide.
@@ -70,6 +74,9 @@ def infer(shapes, mesh: Mesh, rules=()):
     for pattern, spec in rules:
       if re.fullmatch(pattern, name):
         return NamedSharding(mesh, _checked(name, leaf.shape, pattern, spec, mesh))
+    for pattern, spec in RULES if mesh.shape["tensor"] > 1 else ():
+      if re.fullmatch(pattern, name) and _divides(leaf.shape, spec, mesh):
+        return NamedSharding(mesh, P(*spec))
     return NamedSharding(mesh, _default(leaf.shape, mesh.shape["fsdp"]))
 
   return jax.tree_util.tree_map_with_path(decide, shapes)
@@ -93,6 +100,12 @@ def _default(shape, fsdp: int) -> P:
     return P()
   best = max(fits, key=lambda i: (shape[i], i))
   return P(*("fsdp" if i == best else None for i in range(len(shape))))
+
+
+def _divides(shape, spec, mesh) -> bool:
+  if len(shape) != len(spec):
+    return False
+  return all(a is None or n % mesh.shape[a] == 0 for n, a in zip(shape, spec, strict=True))
 
 
 def _checked(name, shape, pattern, spec, mesh) -> P:
@@ -119,13 +132,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(BATCH_AXES))
 
 
+def num_shards(mesh: Mesh) -> int:
+  """Into how many parts the rows of a batch are cut."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
 def check_batch(batch_size: int, accum: int, mesh: Mesh) -> None:
   """Refuses a global batch that does not split evenly.
 
   Raises:
     UserError: `batch_size` is not a positive multiple of data x fsdp x accum.
   """
-  shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  shards = num_shards(mesh)
   unit = shards * accum
   if accum < 1 or batch_size < 1 or batch_size % unit:
     nearest = max(unit, round(batch_size / unit) * unit) if accum >= 1 else batch_size
@@ -138,7 +156,5 @@ def check_batch(batch_size: int, accum: int, mesh: Mesh) -> None:
 def put_batch(batch: dict, mesh: Mesh) -> dict:
   """The rows that this process read, as global arrays split over data x fsdp."""
   place = batch_sharding(mesh)
-  return {
-    name: jax.make_array_from_process_local_data(place, np.asarray(rows))
-    for name, rows in batch.items()
-  }
+  put = lambda rows: jax.make_array_from_process_local_data(place, np.asarray(rows))
+  return jax.tree.map(put, batch)

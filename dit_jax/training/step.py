@@ -1,7 +1,10 @@
 """The train step: a pure function of (state, batch), jitted in one place."""
 
+import contextlib
+import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +19,14 @@ MAX_BAD_STREAK = 10
 
 
 def train_step(
-  state: TrainState, batch: dict, *, loss_fn, normalizers, tx, ema_decay, seed, accum=1
+  state: TrainState, batch: dict, *, loss_fn, normalizers, tx, ema_decay, seed, accum=1, shards=1
 ) -> tuple[TrainState, dict]:
   """One update, or none where the loss or a gradient is not finite.
 
   Args:
     state: the carried state; `make_step` donates it.
-    batch: arrays with a leading axis b; `index` [b] int32 names the images.
+    batch: arrays with a leading axis b, or one of shards x accum groups of rows; `index` [b] int32
+      names the images.
     loss_fn: (params, frozen, batch, keys, norm, step) -> (loss, metrics). Every term is a sum over
       the rows it sees, divided by the denominators in `norm`, so that micro-batches add up.
     normalizers: batch -> denominators, called once with the whole global batch.
@@ -30,6 +34,7 @@ def train_step(
     ema_decay: the final decay; `ema_decay_at` warms it up.
     seed: root of every draw, together with the step and the image's index.
     accum: micro-batches to add up before the update.
+    shards: devices that the rows are split over; each cuts its own into micro-batches.
 
   Returns:
     The next state, and scalars: loss, grad_norm, param_norm, skipped, bad_streak and the task's.
@@ -41,7 +46,7 @@ def train_step(
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     return grad_fn(state.params, state.frozen, rows, keys, norm, state.step)
 
-  (loss, aux), grads = _accumulate(value_and_grad, (batch, keys), accum)
+  (loss, aux), grads = _accumulate(value_and_grad, (batch, keys), accum, shards)
   grad_norm = optax.tree.norm(grads)
   updates, opt = tx.update(grads, state.opt, state.params)
   params = optax.apply_updates(state.params, updates)
@@ -76,24 +81,47 @@ def ema_decay_at(step, decay: float):
   return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
-def _accumulate(fn, rows, accum: int):
-  """Sum of fn over `accum` micro-batches; micro-batch i is the rows i, i + accum, ...
-
-  Strided, so that each device cuts its own rows and none move between devices.
-  """
+def _accumulate(fn, rows, accum: int, shards: int):
+  """Sum of fn over `accum` micro-batches, each an equal piece of every shard's rows."""
   if accum == 1:
     return fn(*rows)
-  micro = jax.tree.map(lambda x: rearrange(x, "(m a) ... -> a m ...", a=accum), rows)
+  cut = lambda x: rearrange(x, "(s a m) ... -> a (s m) ...", s=shards, a=accum)
+  micro = jax.tree.map(cut, rows)
   shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], micro))
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   total, _ = jax.lax.scan(lambda t, xs: (jax.tree.map(jnp.add, t, fn(*xs)), None), zeros, micro)
   return total
 
 
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """(state, batch) -> (state, metrics), jitted.
+
+  Attributes:
+    jitted: the function.
+    mesh: in whose context it is traced, for kernels and pins that split over it; None for none.
+  """
+
+  jitted: Any
+  mesh: Any
+
+  def __call__(self, state, batch):
+    with self._context():
+      return self.jitted(state, batch)
+
+  def compile(self, state, batch):
+    """The executable for arrays, or ShapeDtypeStructs, of these shapes."""
+    with self._context():
+      return self.jitted.lower(state, batch).compile()
+
+  def _context(self):
+    return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+
 def make_step(
   *, loss_fn, normalizers, tx, ema_decay, seed, accum=1, mesh=None, state_shardings=None
 ):
-  """The jitted `train_step`, (state, batch) -> (state, metrics); the state is donated.
+  """The jitted `train_step` as a Step; the state is donated.
 
   Args:
     loss_fn, normalizers, tx, ema_decay, seed, accum: as for `train_step`.
@@ -108,21 +136,17 @@ def make_step(
     ema_decay=ema_decay,
     seed=seed,
     accum=accum,
+    shards=1 if mesh is None else sharding.num_shards(mesh),
   )
   if mesh is None:
-    return jax.jit(step, donate_argnums=0)
+    return Step(jax.jit(step, donate_argnums=0), None)
   jitted = jax.jit(
     step,
     donate_argnums=0,
     in_shardings=(state_shardings, sharding.batch_sharding(mesh)),
     out_shardings=(state_shardings, sharding.replicated(mesh)),
   )
-
-  def in_mesh(state, batch):
-    with jax.set_mesh(mesh):  # kernels split over the mesh in context
-      return jitted(state, batch)
-
-  return in_mesh
+  return Step(jitted, mesh)
 
 
 def check_finite(metrics: dict, stage: str, step: int) -> None:

@@ -78,6 +78,8 @@ def test_token_counts_and_steps_of_the_paper():
   assert buckets.bucket_step(256, (8, 16)) == 128
   assert buckets.bucket_step(64, (8, 16, 32)) == 128
   assert buckets.bucket_step(16, (8, 16)) == 8
+  assert buckets.quantum(256, (8, 16)) == buckets.quantum(64, (8, 16, 32)) == 32
+  assert buckets.quantum(16, (8, 16)) == 4  # no less than a region
   half = np.arange(256).reshape(1, 16, 16) % 2
   assert buckets.num_tokens(half, (8, 16)) == 512
 

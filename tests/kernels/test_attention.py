@@ -49,6 +49,21 @@ def test_what_lies_past_the_length_changes_no_bit_of_value_or_gradient():
       np.testing.assert_array_equal(a, b)
 
 
+def test_tokens_of_other_segments_weigh_nothing():
+  q, k, v = inputs()
+  segments = jnp.array([[0, 0, 1, 1, 1, 0, 2], [5, 4, 5, 9, 9, 9, 9], [1, 1, 1, 1, 1, 1, 1]])
+  got = attention(q, k, v, LENGTHS, segments=segments)
+  assert bool(jnp.isfinite(got).all())
+  for b, n in enumerate(LENGTHS[:2]):
+    for number in set(np.asarray(segments[b, :n]).tolist()):
+      own = np.flatnonzero(np.asarray(segments[b, :n]) == number)
+      for h in range(H):
+        want = ref.attention(*(np.asarray(x[b, own, h], np.float64) for x in (q, k, v)))
+        np.testing.assert_allclose(np.asarray(got[b, own, h]), want, atol=1e-5)
+  with pytest.raises(ValueError, match="segments"):
+    attention(q, k, v, LENGTHS, kind="pro", segments=segments)
+
+
 def test_length_zero_is_finite_in_value_and_gradient():
   f = lambda *a: jnp.sum(attention(*a, jnp.zeros(B, jnp.int32)) ** 2)
   value, grads = jax.value_and_grad(f, argnums=(0, 1, 2))(*inputs())

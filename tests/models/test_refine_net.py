@@ -8,8 +8,8 @@ import numpy as np
 import numpy_dit as ref
 import pytest
 
-from dit_jax.core import buckets
-from dit_jax.models.refine_net import RefineNet, take_rows
+from dit_jax.core import buckets, slots
+from dit_jax.models.refine_net import RefineNet, in_slots, take_rows
 
 FACTORS, ROWS, COLS, WIDTH = (8, 16), 3, 2, 8
 FINEST = ROWS * COLS * 4
@@ -99,3 +99,45 @@ def test_take_rows_gives_zeros_and_no_gradient_out_of_range(bad):
   np.testing.assert_array_equal(take_rows(x, index)[0].any(-1), [True, False, True])
   grad = jax.grad(lambda x: take_rows(x, index).sum())(x)
   np.testing.assert_array_equal(grad[0, :, 0], [1, 0, 1])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sub_batches_come_back_in_the_order_of_the_rows(groups):
+  """Every row of a mixed batch gets what it gets alone, whatever stands beside it."""
+  draw = np.random.default_rng(1)
+  grains = (draw.random((8, ROWS, COLS)) < np.linspace(0, 1, 8)[:, None, None]).astype(np.int32)
+  n = buckets.num_tokens(grains, FACTORS)
+  shapes = slots.mixed(n, 8, 4, groups)
+  grains = grains[np.argsort(-n, kind="stable")][shapes.order()]
+  h, c, z = inputs(8)
+  refine = lambda *args: MODEL.apply(params(), *args[:4])
+  tables = jax.tree.map(jnp.asarray, slots.tables(grains, FACTORS, shapes))
+  got = jax.jit(lambda h, c, z: in_slots(refine, h, c, z, tables))(h, c, z)
+  want = jax.jit(lambda h, c, z: refine(h, c, z, tokens_of(grains)))(h, c, z)
+  assert len(tables) > 1
+  np.testing.assert_allclose(got, want, atol=2e-5)
+  np.testing.assert_array_equal(got != 0, want != 0)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_a_window_is_all_that_a_token_sees(window):
+  """The gradient of a cell's correction reaches the latents of its own window and no others."""
+  model = MODEL.clone(window=window)
+  tokens = tokens_of(np.ones_like(GRAINS))
+  h, c, z = inputs()
+
+  @jax.jit
+  def reached(z):
+    said = lambda z: model.apply(params(), h, c, z, tokens)[0, 0, 0].sum()
+    return jax.grad(said)(z)[0].any(-1)
+
+  want = np.zeros((2 * ROWS, 2 * COLS), bool)
+  want[: 2 * window, : 2 * window] = True
+  np.testing.assert_array_equal(reached(z), want)
+
+
+def test_a_window_as_large_as_the_image_is_none():
+  args = (params(), *inputs(), tokens_of(GRAINS))
+  whole = jax.jit(MODEL.apply)(*args)
+  np.testing.assert_allclose(jax.jit(MODEL.clone(window=3).apply)(*args), whole, atol=1e-6)
+  assert np.abs(jax.jit(MODEL.clone(window=1).apply)(*args) - whole).max() > 1e-3

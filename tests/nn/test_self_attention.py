@@ -121,19 +121,19 @@ def test_a_prob_sparse_layer_is_the_dense_one_where_it_selects_all():
   np.testing.assert_allclose(all_of_it.apply(params, X), dense.apply(params, X), atol=1e-5)
 
 
-def test_the_stream_attention_decides_the_keys_and_without_it_they_are_fixed():
+def test_the_key_decides_which_keys_are_sampled_and_without_it_they_are_fixed():
   x = jax.random.normal(jax.random.key(1), (2, 60, 8))
   stack = Blocks(2, 8, 2, attention=PRO)
   c = jax.random.normal(jax.random.key(2), (2, 8))
   params = ref.random_params(stack.init(jax.random.key(0), x, c))
-  run = lambda **rngs: np.asarray(jax.jit(lambda: stack.apply(params, x, c, rngs=rngs))())
+  run = lambda **key: np.asarray(jax.jit(lambda: stack.apply(params, x, c, **key))())
   np.testing.assert_array_equal(run(), run())
-  one, other = run(attention=jax.random.key(3)), run(attention=jax.random.key(4))
-  np.testing.assert_array_equal(one, run(attention=jax.random.key(3)))
+  one, other = run(key=jax.random.key(3)), run(key=jax.random.key(4))
+  np.testing.assert_array_equal(one, run(key=jax.random.key(3)))
   assert (one != other).any()
   assert (one != run()).any()
   rematerialised = Blocks(2, 8, 2, remat="full", attention=PRO)
-  again = rematerialised.apply(params, x, c, rngs={"attention": jax.random.key(3)})
+  again = rematerialised.apply(params, x, c, key=jax.random.key(3))
   np.testing.assert_allclose(again, one, atol=1e-5)
 
 

@@ -82,7 +82,7 @@ def generator(trained):
 
 def draw(generator, params, take=slice(None), seed=7, batch=0) -> np.ndarray:
   rows = (LABEL[take], INDEX[take], MAPS[take], seed, batch)
-  return np.concatenate(list(generator.images(params, *rows)))
+  return generator.images(params, *rows)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_guidance_and_label_matter(trained, generator, pictures):
   models, params = trained
   plain = generate.Generator(models, settings(guidance=1.0), devices=jax.devices()[:1])
   assert (draw(plain, params) != pictures).any((1, 2, 3)).all()
-  other = next(generator.images(params, (LABEL[:4] + 1) % CLASSES, INDEX[:4], MAPS[:4], 7))
+  other = generator.images(params, (LABEL[:4] + 1) % CLASSES, INDEX[:4], MAPS[:4], 7)
   assert (other != pictures[:4]).any((1, 2, 3)).all()
 
 
@@ -157,11 +157,8 @@ def test_a_perfect_model_gives_its_own_data(guidance, steps):
     return (z - params["colours"][label][:, None, None]) / (t[:, None, None, None] / 1000)
 
   wanted = settings(guidance=guidance, steps=steps, stepper="ddim")
-  drawn = next(
-    generate.Generator(make_models(content=content), wanted).images(
-      {"colours": colours}, LABEL, INDEX, MAPS, 0
-    )
-  )
+  generator = generate.Generator(make_models(content=content), wanted)
+  drawn = generator.images({"colours": colours}, LABEL, INDEX, MAPS, 0)
   mixed = colours[-1] + guidance * (colours[LABEL] - colours[-1])
   cells = MAPS.repeat(2, 1).repeat(2, 2)
   latents = mixed[:, None, None] * STD[cells] + MEAN[cells]
@@ -182,7 +179,7 @@ def test_one_grain_needs_no_tokens():
   generator = generate.Generator(models, settings(guidance=1.0), devices=jax.devices()[:1])
   maps = generator.grain_maps({}, LABEL, INDEX, 0)
   np.testing.assert_array_equal(maps, np.zeros_like(MAPS))
-  assert next(generator.images({}, LABEL, INDEX, maps, 0)).shape == (4, *REGIONS, 3)
+  assert generator.images({}, LABEL, INDEX, maps, 0).shape == (len(INDEX), *REGIONS, 3)
   assert seen
   assert all(tokens is None for tokens in seen)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy_dit as ref
 import pytest
 
-from dit_jax.core import buckets, rng
+from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
 from dit_jax.data import latents
 from dit_jax.data.hierarchy import ClassTable
@@ -48,12 +48,12 @@ def batch_of(b=4, seed=0, fine=None):
     "grains": grains,
     "label": draw.integers(0, CLASSES, b).astype(np.int32),
     "index": draw.permutation(10_000)[:b].astype(np.int32),
-    **buckets.token_index(grains, FACTORS, CAPACITY)._asdict(),
+    "tokens": buckets.token_index(grains, FACTORS, CAPACITY),
   }
 
 
 def rows(batch, take):
-  return {name: x[take] for name, x in batch.items()}
+  return jax.tree.map(lambda x: x[take], batch)
 
 
 @functools.cache
@@ -65,7 +65,7 @@ def trained(which):
   )
   batch = jax.tree.map(jnp.asarray, batch_of(1))
   args = jnp.zeros((1, *GRID, NZ)), jnp.zeros(1), jnp.zeros(1, jnp.int32), batch["grains"]
-  shapes = jax.eval_shape(model.init, jax.random.key(0), *args, dct.tokens_of(batch))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), *args, batch["tokens"])
   return model, ref.random_params(shapes, scale=0.1)
 
 
@@ -73,7 +73,7 @@ def apply_of(which):
   model = trained(which)[0]
 
   def apply(params, z, t, label, batch, step=None):
-    return model.apply(params, z, t, label, batch["grains"], dct.tokens_of(batch))
+    return model.apply(params, z, t, label, batch["grains"], batch["tokens"])
 
   return apply
 
@@ -155,6 +155,31 @@ def test_an_image_counts_the_same_wherever_it_sits():
   assert loss(swapped) == pytest.approx(loss(pair), rel=1e-6)
   other = pair | {"index": pair["index"] + 1}
   assert loss(other) != pytest.approx(loss(pair), rel=1e-3)  # noise goes by the index
+
+
+@pytest.mark.parametrize(("which", "groups"), [(EPS, 2), (FLOW, 1)], ids=["eps", "flow"])
+def test_mixed_bucketed_and_padded_steps_agree(which, groups):
+  """In slots of several capacities, image by image in its own, and all in the largest."""
+  batch = batch_of(6)
+  for grains, fine in zip(batch["grains"], (2, 16, 0, 8, 16, 8), strict=True):
+    grains.ravel()[:] = np.random.default_rng(fine).permutation(np.arange(16) < fine)
+  n = buckets.num_tokens(batch["grains"], FACTORS)
+  shapes = slots.mixed(n, 6, 8, groups)
+  assert shapes.capacities == (64, 32, 8)
+  in_slots = rows(batch, np.argsort(-n, kind="stable")[shapes.order()])
+  tables = lambda b, s: b | {"tokens": slots.tables(b["grains"], FACTORS, s)}
+  norm = norm_of(batch)
+  padded = compiled(which)(tables(batch, slots.one(64, 6)), norm)
+  mixed = compiled(which)(tables(in_slots, shapes), norm)
+  alone = []
+  for i in range(6):
+    capacity = 8 * int(slots.edges_needed(n[i], 8))
+    one = tables(rows(batch, slice(i, i + 1)), slots.one(capacity, 1))
+    alone.append(compiled(which)(one, norm))
+  bucketed = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *alone)
+  for kind in losses.KINDS:
+    assert_same(mixed[kind], padded[kind])
+    assert_same(bucketed[kind], padded[kind])
 
 
 def test_without_fine_regions_the_refinement_gets_no_gradient():
@@ -287,14 +312,6 @@ def test_standardised_latents_of_a_cache_have_unit_deviation(tmp_path):
   for codes, inside in ((z[:, ::2, ::2], batch["grains"] == 0), (z, fine == 1)):
     np.testing.assert_allclose(codes[inside].std(0), 1, atol=0.05)
     np.testing.assert_allclose(codes[inside].mean(0), 0, atol=0.05)
-
-
-def test_token_tables_ride_in_the_batch_or_there_are_none():
-  batch = batch_of(2)
-  want = buckets.token_index(batch["grains"], FACTORS, CAPACITY)
-  for got, table in zip(dct.tokens_of(batch), want, strict=True):
-    np.testing.assert_array_equal(got, table)
-  assert dct.tokens_of({"grains": batch["grains"]}) is None
 
 
 def config_of(**model):

@@ -15,7 +15,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data import latents
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.models.dit import DiT
-from dit_jax.tasks import dct, dit, latent_stage
+from dit_jax.tasks import dit, latent_stage
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
 CLASSES = ClassTable.from_pairs([("owl", "barn"), ("tit", "blue"), ("tit", "great")])
@@ -86,7 +86,6 @@ def test_the_stage_on_latents_of_one_grain(build, cache):
   batch = next(batches)
   batches.close()
   assert set(batch) == {"moments", "grains", "label", "index"}  # no token tables
-  assert dct.tokens_of(batch) is None
   assert not batch["grains"].any()
   shapes = jax.eval_shape(task.init, jax.random.key(0))
   z = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dit_jax import train
-from dit_jax.core import buckets
+from dit_jax.core import buckets, slots
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
@@ -256,15 +256,30 @@ def test_statistics_are_measured_once_and_are_those_of_the_cache(run):
   assert not [name for name in before if "tmp" in name]
 
 
-def test_one_capacity_holds_every_map_and_is_the_smallest(trained):
+@pytest.mark.parametrize("mode", slots.MODES)
+def test_slots_hold_every_map(trained, mode):
   cache = latent_stage.ensure(trained[1], trained[0], None)
-  capacity = latent_stage.capacity(cache)
   cells = np.asarray(structure.cell_grains(jax.numpy.asarray(cache.grains, int), FACTORS))
-  most = int((cells == 1).sum((1, 2)).max())  # a fine cell is a token
-  step = buckets.bucket_step(16, FACTORS)
-  assert most <= capacity < most + step
-  assert capacity % step == 0
-  buckets.token_index(cache.grains.astype(np.int32), FACTORS, capacity)
+  tokens = (cells == 1).sum((1, 2))  # a fine cell is a token
+  np.testing.assert_array_equal(latent_stage.num_tokens(cache), tokens)
+  shapes = latent_stage.make_slots(cache, mode, 6, 2)
+  assert (sum(shapes.counts), shapes.groups) == (6, 2)
+  most, quantum = int(tokens.max()), buckets.quantum(16, FACTORS)
+  assert most <= max(shapes.capacities) < most + quantum
+  assert (len(shapes.capacities) > 1) == (mode == "mixed")
+
+
+def test_a_budget_gives_every_image_its_share(trained, tmp_path):
+  run = tmp_path / "run"
+  shutil.copytree(trained[0], run, ignore=shutil.ignore_patterns("latents"))
+  config = trained[1].copy_and_resolve_references()
+  config.dct.buckets = "budget"
+  budget = latent_stage.ensure(config, run, None)
+  assert set(latent_stage.num_tokens(budget)) == {32}  # half of 16 regions, 4 codes each
+  by_threshold = latent_stage.ensure(trained[1], trained[0], None)
+  assert len(set(latent_stage.num_tokens(by_threshold))) > 1
+  with pytest.raises(UserError, match="maps"):
+    latent_stage.ensure(trained[1], run, None)  # a cache of other maps
 
 
 def test_shown_rows_are_spread_over_the_cache(trained):

@@ -1,0 +1,40 @@
+"""What a compiled program takes of a device's memory, and what helps where it is too much."""
+
+from dit_jax.core.errors import UserError
+
+
+def needed(program) -> int:
+  """Bytes on one device: arguments, results that alias none of them, and temporaries."""
+  m = program.memory_analysis()
+  results = m.output_size_in_bytes - m.alias_size_in_bytes
+  return m.argument_size_in_bytes + results + m.temp_size_in_bytes
+
+
+def check(stage: str, program, device) -> None:
+  """Refuses a program that the device cannot hold, before it runs.
+
+  Args:
+    stage: name for the message.
+    program: a compiled jax function.
+    device: one of those that it runs on; one that does not say its limit (a CPU) takes anything.
+
+  Raises:
+    UserError: with the bytes and the fields that help.
+  """
+  limit = (device.memory_stats() or {}).get("bytes_limit")
+  if limit and needed(program) > limit:
+    raise UserError(
+      too_little(
+        stage, f"{needed(program) / 2**30:.2f} GiB of the {limit / 2**30:.2f} GiB of {device}"
+      )
+    )
+
+
+def too_little(stage: str, what: str) -> str:
+  """The message for a step that does not fit."""
+  remat = "" if stage == "dvae" else f"set {stage}.model.remat=dots or full, "
+  return (
+    f"a step of the stage {stage} does not fit: {what}. Raise {stage}.accum, {remat}or split the "
+    "parameters with mesh.fsdp (none of these changes what is learned), or lower "
+    f"{stage}.batch_size."
+  )
