@@ -1,11 +1,12 @@
 """How every entry point starts and ends: own flags, one line for a user's error, exit codes.
 
 Exit codes: 0 done, 1 our own bug (with its traceback), 2 something the user can fix, 130 Ctrl-C,
-143 stopped by SIGTERM.
+143 stopped by SIGTERM, 134 (SIGABRT) another process of the cluster died.
 """
 
 import os
 import re
+import socket
 import sys
 import traceback
 
@@ -14,10 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from dit_jax.core import config as configs
+from dit_jax.core import last_words
 from dit_jax.core.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+HEARTBEAT = 80  # seconds without a sign of life after which a process counts as dead
 _HELP = ("--help", "-help", "-h", "--helpfull", "--helpshort")
 
 
@@ -80,30 +83,80 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
     raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value.")
 
 
-def initialize_distributed() -> None:
-  """Joins the cluster that the environment describes; a single process is left alone.
+def initialize_distributed(coordinator="", num_processes=None, process_id=None) -> None:
+  """Joins the cluster that the flags or the environment describe; a single process is left alone.
 
-  A cluster is: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; a Slurm or Open
-  MPI job of several tasks; a TPU slice of several hosts (TPU_WORKER_HOSTNAMES, multislice). Where
-  only jax can tell, as on a Cloud TPU VM started by hand, DIT_JAX_DISTRIBUTED=1 says to ask it.
+  A cluster is: the three arguments; JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID; a Slurm or Open MPI job of several tasks; a TPU slice of several hosts
+  (TPU_WORKER_HOSTNAMES, multislice). Where only jax can tell, as on a Cloud TPU VM started by hand,
+  DIT_JAX_DISTRIBUTED=1 says to ask it. When one process dies, the others end within HEARTBEAT
+  seconds and say which.
+
+  Args:
+    coordinator: HOST:PORT of process 0; "" where the environment describes the cluster.
+    num_processes: how many processes there are.
+    process_id: the number of this one, from 0.
 
   Raises:
-    UserError: the cluster's description is incomplete.
+    UserError: the cluster's description is incomplete or impossible, or the port is taken.
   """
   if jax.distributed.is_initialized():
     return
   env = os.environ
-  if env.get("JAX_COORDINATOR_ADDRESS") and "JAX_PROCESS_ID" in env:
-    try:
-      numbers = int(env["JAX_NUM_PROCESSES"]), int(env["JAX_PROCESS_ID"])
-    except (KeyError, ValueError):
-      raise UserError(
-        "JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID as integers; "
-        f"got {env.get('JAX_NUM_PROCESSES')!r} and {env.get('JAX_PROCESS_ID')!r}."
-      ) from None
-    jax.distributed.initialize(env["JAX_COORDINATOR_ADDRESS"], *numbers)
+  flags_given = {
+    "--coordinator": coordinator or None,
+    "--num_processes": num_processes,
+    "--process_id": process_id,
+  }
+  if any(value is not None for value in flags_given.values()):
+    _join(*_checked(flags_given))
+  elif env.get("JAX_COORDINATOR_ADDRESS") and "JAX_PROCESS_ID" in env:
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    _join(*_checked({name: env.get(name) for name in names}))
   elif _cluster_in(env):
-    jax.distributed.initialize()
+    _join()
+
+
+def _checked(given: dict) -> tuple[str, int, int]:
+  """Coordinator, number of processes and number of this one, by the names that the user wrote."""
+  address, *counts = given
+  if missing := [name for name, value in given.items() if value is None]:
+    raise UserError(f"{', '.join(given)} go together; missing: {', '.join(missing)}.")
+  host, _, port = given[address].rpartition(":")
+  if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    raise UserError(f"{address}={given[address]} must be HOST:PORT of process 0.")
+  try:
+    num_processes, process_id = (int(given[name]) for name in counts)
+  except ValueError:
+    told = " and ".join(f"{name}={given[name]}" for name in counts)
+    raise UserError(f"{told} must be integers.") from None
+  if num_processes < 1:
+    raise UserError(f"{counts[0]}={num_processes} must be at least 1.")
+  if not 0 <= process_id < num_processes:
+    raise UserError(
+      f"{counts[1]}={process_id} must be one of 0 to {num_processes - 1}, as {counts[0]}="
+      f"{num_processes}."
+    )
+  if process_id == 0 and _taken(int(port)):  # jax would end with a segmentation fault
+    raise UserError(
+      f"{address}={given[address]}: port {port} is in use on this host; choose another."
+    )
+  return given[address], num_processes, process_id
+
+
+def _taken(port: int) -> bool:
+  try:
+    with socket.create_server(("", port)):
+      return False
+  except OSError:
+    return True
+
+
+def _join(*cluster) -> None:
+  last_words.listen()
+  jax.distributed.initialize(
+    *cluster, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=HEARTBEAT
+  )
 
 
 def _cluster_in(env) -> bool:

@@ -1,5 +1,6 @@
 """Laws of the command line: a user's error is one line and exit code 2, a bug keeps its trace."""
 
+import socket
 import subprocess
 import sys
 import textwrap
@@ -9,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from dit_jax.core import cli
+from dit_jax.core import cli, last_words
 from dit_jax.core.errors import UserError
 
 RECIPE = """
@@ -219,7 +220,8 @@ def test_exit_codes_of_a_real_process(tmp_path):
 def started(monkeypatch):
   """Calls of jax.distributed.initialize, which is not made."""
   calls = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *args: calls.append(args))
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **_: calls.append(args))
+  monkeypatch.setattr(last_words, "listen", lambda: None)
   for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_JOB_ID", "TPU_WORKER_HOSTNAMES"):
     monkeypatch.delenv(name, raising=False)
   return calls
@@ -251,5 +253,89 @@ def test_a_cluster_is_joined_only_where_there_is_one(monkeypatch, started, env, 
 def test_half_a_cluster_is_refused(monkeypatch, started):
   monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "h:1")
   monkeypatch.setenv("JAX_PROCESS_ID", "1")
-  with pytest.raises(UserError, match="JAX_NUM_PROCESSES"):
+  with pytest.raises(UserError, match="missing: JAX_NUM_PROCESSES"):
     cli.initialize_distributed()
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+  with pytest.raises(
+    UserError, match="JAX_NUM_PROCESSES=two and JAX_PROCESS_ID=1 must be integers"
+  ):
+    cli.initialize_distributed()
+  assert started == []
+
+
+def test_flags_go_before_the_environment(monkeypatch, started):
+  monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "t0,t1")
+  cli.initialize_distributed("[::1]:99", 8, 7)
+  assert started == [("[::1]:99", 8, 7)]
+
+
+@pytest.mark.parametrize(
+  ("flags", "told"),
+  [
+    (("h:1", None, None), "missing: --num_processes, --process_id"),
+    (("", 2, 0), "missing: --coordinator"),
+    (("", None, 0), "missing: --coordinator, --num_processes"),
+    (("h:1", 0, 0), "--num_processes=0 must be at least 1"),
+    (("h:1", 2, 2), "--process_id=2 must be one of 0 to 1"),
+    (("h:1", 2, -1), "--process_id=-1 must be one of 0 to 1"),
+    (("h", 2, 1), "--coordinator=h must be HOST:PORT"),
+    ((":1", 2, 1), "must be HOST:PORT"),
+    (("h:99999", 2, 1), "must be HOST:PORT"),
+  ],
+  ids=str,
+)
+def test_an_impossible_cluster_is_refused(started, flags, told):
+  with pytest.raises(UserError, match=told):
+    cli.initialize_distributed(*flags)
+  assert started == []
+
+
+def test_a_port_in_use_is_refused_by_the_process_that_needs_it(started):
+  with socket.create_server(("", 0)) as server:
+    address = f"localhost:{server.getsockname()[1]}"
+    with pytest.raises(UserError, match="is in use on this host"):
+      cli.initialize_distributed(address, 2, 0)
+    cli.initialize_distributed(address, 2, 1)  # whose host is another one
+  assert started == [(address, 2, 1)]
+
+
+DIED = "... the JAX distributed service detected fatal errors. ... absl::Status: "
+
+
+@pytest.mark.parametrize(
+  ("told", "story"),
+  [
+    ("INTERNAL: UNAVAILABLE: Task 12 heartbeat timeout. This ...", "process 12 gives no sign"),
+    ("tasks are unhealthy (stopped sending heartbeats):\n1\n3\nThe tasks", "process 1, 3 gives no"),
+    ("UNAVAILABLE: ... Either the leader task was preempted", "process 0, the coordinator, died"),
+    ("Barrier timed out. ... The first task at the barrier: 1. Some", "process 1 ended before"),
+    ("DEADLINE_EXCEEDED\nRPC: /x.CoordinationService/RegisterTask", "not all processes came"),
+    ("words of a later version", "another process died"),
+  ],
+)
+def test_the_last_words_name_the_process_that_died(told, story):
+  text = f"Task 9 heartbeat timeout, in an earlier line\n{DIED}{told}\n"
+  assert last_words.story(text).startswith(story)
+
+
+@pytest.mark.parametrize("fatal", [True, False])
+def test_stderr_is_passed_on_and_explained(fatal):
+  end = f"{DIED}Task 1 heartbeat timeout" if fatal else "done"
+  program = f"""
+import os, subprocess
+from dit_jax.core import last_words
+last_words.listen()
+os.write(2, b"as it comes, ")
+subprocess.run(["sh", "-c", "echo from a child >&2; sleep 3 > /dev/null &"])
+os.write(2, {end.encode()!r} + b"\\n")
+os.kill(os.getpid(), {6 if fatal else 0})
+"""
+  root = cli.__file__.split("/dit_jax/")[0]
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=60
+  )
+  lines = done.stderr.splitlines()
+  assert lines[0] == "as it comes, from a child"
+  assert lines[1] == end
+  assert done.returncode == (-6 if fatal else 0)
+  assert [line.split(" gives")[0] for line in lines[2:]] == ["error: process 1"] * fatal
