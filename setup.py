@@ -59,6 +59,9 @@ setup(
       "beartype>=0.22",
       "ruff>=0.14",
       "scipy>=1.14",
+      "nbclient>=0.10",  # these three run the notebooks
+      "nbformat>=5.10",
+      "ipykernel>=6.29",
     ],
     # The CPU build of torch is enough; it is the plain name that the resolver knows.
     "parity": ["torch>=2.6", "diffusers>=0.36", "torch-fidelity>=0.4", "scikit-image>=0.25"],
