@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs dit_jax into .venv and runs the tests: launch/test.sh [--all] [pytest arguments].
-# --all adds the tests that take minutes (memorising, kills, the demo) and a run on Python 3.12.
+# --all adds the tests that take minutes (memorising, kills, the demo, notebooks), parity with
+# PyTorch, and a run on Python 3.12.
 set -euo pipefail
 EXTRAS=demo,dev
 WORKERS=2
@@ -18,7 +19,7 @@ for arg in "$@"; do
   [ "$arg" = --all ] && all=yes || args+=("$arg")
 done
 
-install .venv "$EXTRAS" "${PYTHONS[@]}"
+install .venv "$EXTRAS${all:+,parity}" "${PYTHONS[@]}"
 "$python" -m ruff check
 "$python" -m ruff format --check
 if [ "$all" ]; then
