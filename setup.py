@@ -34,7 +34,6 @@ setup(
     "orbax-checkpoint>=0.12.8",
     "einops>=0.8",
     "tensorflow-datasets>=4.9.10",  # read through tfds.data_source: TensorFlow is not needed
-    "array_record",
     "grain>=0.2.18",
     "ml-collections>=1.1",
     "clu>=0.0.12",  # parameter_overview and metrics only: the rest of it needs TensorFlow

@@ -116,7 +116,8 @@ def compile_all(args) -> list[dict]:
   import numpy as np
   from jax.sharding import AxisType, Mesh, NamedSharding
   from jax.sharding import PartitionSpec as P
-  from targets import devices
+
+  from dit_jax.core.targets import devices
 
   mesh = Mesh(np.array(devices(args.aot)[:1]), ("data",), axis_types=(AxisType.Auto,))
   heads, dtype, rows = args.heads or 64, jnp.dtype(args.dtype or "bfloat16"), []

@@ -2,10 +2,15 @@
 
 Paper row (arXiv 2504.09454, ImageNet 256, FID-50K): 5.74, IS 156.3 without guidance; 1.73, IS 307.9
 with it. 687 M parameters. Not reproduced here yet; what the paper leaves open is ours (docs/).
+Cost: 177, 2 and 86 EFLOP (10^18) for dvae, dgt and dct. At 40 % of an H200's 788 TFLOP/s, assumed
+and not measured, that is 156, 2 and 76 hours on one. Mesh: as it stands on GPUs; TPUs of 16 GB
+(v5e) split parameters, --config.mesh.data=1 --config.mesh.fsdp=-1 (docs/scale.md: what fits where).
 
   python -m dit_jax.main --config=configs/d2it_xl.py --workdir=DIR --config.data.path=IMAGENET/train
 
-`--config=configs/d2it_xl.py:tiny` is a CPU test of the whole recipe on emoji.
+`:variant=XL9` has 9 heads of 128 instead of 16 of 72, `:grains=3` three grains (8, 16, 32 px; 64
+base tokens; ours), `:flow` rectified flow instead of eps; they combine, as `:grains=3,flow`.
+`:tiny` is a CPU test of the whole recipe on emoji.
 """
 
 import ml_collections
@@ -14,8 +19,10 @@ from dit_jax.core import config
 
 
 def get_config(arg=None):
-  arg = config.parse_arg(arg, tiny=False, variant="XL")
-  tiny = arg.tiny
+  arg = config.parse_arg(arg, tiny=False, variant="XL", grains=2, flow=False)
+  tiny, three = arg.tiny, arg.grains == 3
+  if arg.grains not in (2, 3):
+    raise config.UserError(f"grains={arg.grains} must be 2 or 3; dit_xl.py has one.")
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.stages = ("dvae", "dgt", "dct")
@@ -32,8 +39,8 @@ def get_config(arg=None):
   )
   c.latents = dict(flip=True, batch_size=8 if tiny else 64)
   c.sampling = dict(
-    steps=4 if tiny else 250,
-    stepper="ddpm",
+    steps=4 if tiny else 50 if arg.flow else 250,
+    stepper="ddim" if arg.flow else "ddpm",  # "ddim" is Euler's method on rectified flow
     guidance=1.0,
     microbatch=4,  # rows of a program on one device
     map_steps=64,
@@ -44,10 +51,10 @@ def get_config(arg=None):
 
   c.dvae = dict(
     model=dict(
-      factors=(4, 8) if tiny else (8, 16),
+      factors=((4, 8, 16) if tiny else (8, 16, 32))[: arg.grains],
       z_channels=4,
       width=8 if tiny else 128,
-      encoder_mults=(1, 1, 2, 2) if tiny else (1, 1, 2, 2, 4),
+      encoder_mults=(*((1, 1, 2, 2) if tiny else (1, 1, 2, 2, 4)), *(4,) * three),
       decoder_mults=(1, 1, 2) if tiny else (1, 1, 2, 2),
       res_blocks=1 if tiny else 2,
       decoder_res_blocks=1 if tiny else 3,
@@ -55,7 +62,7 @@ def get_config(arg=None):
       stem=2 if tiny else 1,
       dtype="float32" if tiny else "bfloat16",
     ),
-    ratios=(0.5, 0.5),  # share of regions by grain, coarsest first
+    ratios=(0.25, 0.5, 0.25) if three else (0.5, 0.5),  # share of regions by grain, coarsest first
     loss=dict(
       l1=1.0,
       lpips=1.0,
@@ -130,12 +137,12 @@ def get_config(arg=None):
     ),
     buckets="mixed",  # how steps are padded: "mixed", "pad", or "budget", equal shares an image
     diffusion=dict(
-      schedule="linear",
-      prediction="eps",
-      learn_sigma=True,
-      logit_normal=False,
+      schedule="flow" if arg.flow else "linear",
+      prediction="flow" if arg.flow else "eps",
+      learn_sigma=not arg.flow,
+      logit_normal=arg.flow,
       loss="unique",
-      grain_weights=(1.0, 1.0),
+      grain_weights=(1.0,) * arg.grains,
       label_drop=0.1,
     ),
     optim=optim,

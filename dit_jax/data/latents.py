@@ -1,16 +1,22 @@
-"""The latent cache: every training image through the autoencoder once, as an ArrayRecord on disk.
+"""The latent cache: every training image through the autoencoder once, on disk.
 
-A cache is a folder of three files: `records.array_record`, one record an image (and one a flipped
-image); `columns.bin`, what is known of all images without reading a moment; `meta.json`, written
-last. The folder gets its name when all three are on disk, so a killed write leaves nothing that
-passes for a cache. Moments, not samples, are kept: the noise of the posterior stays fresh.
+A cache is a folder of three files: `moments.bin`, one record an image (and one a flipped image);
+`columns.bin`, what is known of all images without reading a moment; `meta.json`, written last. The
+folder gets its name when all three are on disk, so a killed write leaves nothing that passes for a
+cache. Moments, not samples, are kept: the noise of the posterior stays fresh.
+
+A record is the moments of an image as they lie in memory, so that it is read straight into the
+batch, without a lock; behind the last one come the CRC-32 of all, and every read is checked.
 """
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
+import weakref
+import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -18,19 +24,20 @@ import numpy as np
 from dit_jax.core.errors import UserError
 from dit_jax.data.hierarchy import ClassTable
 
-_VERSION = 1  # of the layout of the files
-_RECORDS, _COLUMNS, _META = "records.array_record", "columns.bin", "meta.json"
+_VERSION = 2  # of the layout of the files
+_MOMENTS, _COLUMNS, _META = "moments.bin", "columns.bin", "meta.json"
+_CHECKSUM = np.dtype("<u4")
 
 
-def _dtypes(moments: Sequence[int], grains: Sequence[int]) -> tuple[np.dtype, np.dtype]:
-  """The layouts of a record and of a row of the columns, little-endian, nothing in between."""
-  columns = [
-    ("grains", "u1", tuple(grains)),
-    ("label", "<i4"),
-    ("index", "<i4"),
-    ("flipped", "u1"),
-  ]
-  return np.dtype([("moments", "<f4", tuple(moments)), *columns]), np.dtype(columns)
+def _row(grains: Sequence[int]) -> np.dtype:
+  """The layout of a row of the columns, little-endian, nothing in between."""
+  fields = [("grains", "u1", tuple(grains)), ("label", "<i4"), ("index", "<i4"), ("flipped", "u1")]
+  return np.dtype(fields)
+
+
+def _checksum(moments, position: int) -> int:
+  """CRC-32 of the bytes of a record; begun with its position, so that no other takes its place."""
+  return zlib.crc32(moments, position)
 
 
 def write(directory, meta: dict, records: Iterable[dict]) -> None:
@@ -56,7 +63,7 @@ def write(directory, meta: dict, records: Iterable[dict]) -> None:
     layout = _write_records(temporary, records)
     text = json.dumps({"version": _VERSION, **layout, "meta": meta}, indent=2)
     (temporary / _META).write_text(text, encoding="utf-8")
-    for name in (_RECORDS, _COLUMNS, _META, "."):
+    for name in (_MOMENTS, _COLUMNS, _META, "."):
       _sync(temporary / name)
     os.replace(temporary, directory)
     _sync(directory.parent)
@@ -66,31 +73,26 @@ def write(directory, meta: dict, records: Iterable[dict]) -> None:
 
 
 def _write_records(folder: pathlib.Path, records: Iterable[dict]) -> dict:
-  from array_record.python import array_record_module
-
-  writer = array_record_module.ArrayRecordWriter(str(folder / _RECORDS), "group_size:1")
-  count, shapes, dtype, digest = 0, {}, None, hashlib.sha256()
-  try:
-    with open(folder / _COLUMNS, "wb") as columns:
-      for record in records:
-        if dtype is None:
-          shapes = {name: list(np.shape(record[name])) for name in ("moments", "grains")}
-          dtype, row_dtype = _dtypes(**shapes)
-        row, column = np.zeros((), dtype), np.zeros((), row_dtype)
-        for name in dtype.names:
-          value = np.asarray(record[name])
-          assert list(value.shape) == shapes.get(name, []), f"record {count}: {name} {value.shape}"
+  checksums, shapes, row_dtype, digest = [], {}, None, hashlib.sha256()
+  with open(folder / _MOMENTS, "wb") as moments, open(folder / _COLUMNS, "wb") as columns:
+    for count, record in enumerate(records):
+      if row_dtype is None:
+        shapes = {name: list(np.shape(record[name])) for name in ("moments", "grains")}
+        row_dtype = _row(shapes["grains"])
+      row = np.zeros((), row_dtype)
+      for name in ("moments", *row_dtype.names):
+        value = np.asarray(record[name])
+        assert list(value.shape) == shapes.get(name, []), f"record {count}: {name} {value.shape}"
+        if name in row_dtype.names:
           row[name] = value
-          if name in row_dtype.names:
-            column[name] = value
-        writer.write(row.tobytes())
-        columns.write(column.tobytes())
-        digest.update(column.tobytes())
-        count += 1
-  finally:
-    writer.close()
-  assert count, "a latent cache of no image"
-  return {"count": count, **shapes, "columns": digest.hexdigest()}
+      data = np.asarray(record["moments"], "<f4").tobytes()
+      moments.write(data)
+      checksums.append(_checksum(data, count))
+      columns.write(row.tobytes())
+      digest.update(row.tobytes())
+    moments.write(np.array(checksums, _CHECKSUM).tobytes())
+  assert checksums, "a latent cache of no image"
+  return {"count": len(checksums), **shapes, "columns": digest.hexdigest()}
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -153,8 +155,6 @@ class LatentSource:
 
   def __init__(self, directory):
     """Opens a cache; raises UserError where there is none, or it is damaged."""
-    from array_record.python import array_record_module
-
     self.directory = pathlib.Path(directory)
     meta = _read_meta(self.directory)
     self.meta = meta["meta"]
@@ -162,20 +162,21 @@ class LatentSource:
     text = json.dumps(meta, sort_keys=True)
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
     self.moments_shape = tuple(meta["moments"])
-    self._dtype, row = _dtypes(meta["moments"], meta["grains"])
+    self._bytes = 4 * math.prod(self.moments_shape)
+    self._checksums = np.zeros(meta["count"], _CHECKSUM)
     try:
       data = (self.directory / _COLUMNS).read_bytes()
-      self._reader = array_record_module.ArrayRecordReader(
-        str(self.directory / _RECORDS), options="readahead_buffer_size:0"
-      )
-      count = self._reader.num_records()
-    except (OSError, RuntimeError, ValueError, IndexError) as e:
+      self._file = os.open(self.directory / _MOMENTS, os.O_RDONLY)
+      weakref.finalize(self, os.close, self._file)
+      os.preadv(self._file, [self._checksums], len(self._checksums) * self._bytes)
+      size = os.fstat(self._file).st_size
+    except OSError as e:
       raise self._damaged(e) from e
-    if count != meta["count"]:
-      raise self._damaged(f"{count} of {meta['count']} records")
-    if hashlib.sha256(data).hexdigest() != meta["columns"]:  # ArrayRecord checks its own bytes
+    if size != (want := len(self._checksums) * self._bytes + self._checksums.nbytes):
+      raise self._damaged(f"{_MOMENTS} has {size:,} of {want:,} bytes")
+    if hashlib.sha256(data).hexdigest() != meta["columns"]:
       raise self._damaged(f"{_COLUMNS} is not as it was written")
-    columns = np.frombuffer(data, row)
+    columns = np.frombuffer(data, _row(meta["grains"]))
     self.labels, self.indices = columns["label"].astype(np.int32), columns["index"].astype(np.int32)
     self.flipped = columns["flipped"].astype(bool)
     self.grains = np.ascontiguousarray(columns["grains"])
@@ -195,16 +196,22 @@ class LatentSource:
     Raises:
       UserError: the records are damaged.
     """
+    positions = np.asarray(positions, int)
+    rows, found = np.empty((len(positions), self._bytes), np.uint8), []
     try:
-      data = b"".join(self._reader.read([int(i) for i in positions]))
-      rows = np.frombuffer(data, self._dtype)
-    except (OSError, RuntimeError, ValueError, IndexError) as e:
+      for i, row in zip(positions.tolist(), rows, strict=True):
+        # Straight into the batch, and other threads go on meanwhile.
+        whole = os.preadv(self._file, [row], i * self._bytes) == self._bytes
+        found.append(_checksum(row, i) if whole else -1)
+    except OSError as e:
       raise self._damaged(e) from e
+    if len(bad := positions[self._checksums[positions] != found]):
+      raise self._damaged(f"record {bad[0]} is not as it was written")
     return {
-      "moments": rows["moments"].copy(),
-      "grains": rows["grains"].astype(np.int32),
-      "label": rows["label"].astype(np.int32),
-      "index": rows["index"].astype(np.int32),
+      "moments": rows.view("<f4").reshape(len(rows), *self.moments_shape),
+      "grains": self.grains[positions].astype(np.int32),
+      "label": self.labels[positions],
+      "index": self.indices[positions],
     }
 
   def name(self, position: int) -> str:

@@ -10,6 +10,7 @@ representative sample of its sizes, is shuffled into the next one.
 """
 
 import functools
+import threading
 
 import numpy as np
 
@@ -34,7 +35,7 @@ class Plan:
     # A set smaller than a batch is repeated until it fills one.
     self.repeats = -(-batch_size // len(self.needed))
     self.length = self.repeats * len(self.needed)
-    self._steps_of = functools.lru_cache(maxsize=2)(self._plan)
+    self._steps_of, self._lock = functools.lru_cache(maxsize=2)(self._plan), threading.Lock()
 
   def positions(self, step: int) -> np.ndarray:
     """The images of a global batch, in descending order of their tokens' capacity, int [B]."""
@@ -42,7 +43,9 @@ class Plan:
     epoch = (step * self.batch_size) // self.length
     if step >= self._first_step(epoch + 1):
       epoch += 1
-    return self._steps_of(epoch)[step - self._first_step(epoch)]
+    with self._lock:  # readers in threads meet a new epoch together: one plans it
+      steps = self._steps_of(epoch)
+    return steps[step - self._first_step(epoch)]
 
   def _first_step(self, epoch: int) -> int:
     return epoch * self.length // self.batch_size

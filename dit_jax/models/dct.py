@@ -14,7 +14,7 @@ from dit_jax.core.buckets import TokenIndex
 from dit_jax.core.errors import UserError
 from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.models.dit import SIZES as DIT_SIZES
-from dit_jax.models.refine_net import RefineNet, in_slots
+from dit_jax.models.refine_net import RefineNet
 from dit_jax.nn import grains as grain_maps
 from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
@@ -132,8 +132,7 @@ class DCT(nn.Module):
       t_model: what the timestep embedding sees.
       label: classes.
       grains: the grain maps, 0 the coarsest.
-      tokens: the tables of the same maps, of one capacity (core.buckets.token_index) or of one a
-        sub-batch (models.refine_net.in_slots).
+      tokens: the tables of the same maps, as RefineNet takes them.
     """
     assert z.shape[1:] == (*self.grid, self.z_channels), (z.shape, self.grid, self.z_channels)
     channels = self.z_channels * (2 if self.learn_sigma else 1)
@@ -160,9 +159,7 @@ class DCT(nn.Module):
       self.window,
       name="refine",
     )
-    if isinstance(tokens, TokenIndex):
-      return rough + refine(h, c, z, tokens, key)
-    return rough + in_slots(refine, h, c, z, tokens, key)
+    return rough + refine(h, c, z, tokens, key)
 
   def base(
     self,

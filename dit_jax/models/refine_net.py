@@ -8,7 +8,8 @@ tables 1 and 2).
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from einops import rearrange
+import numpy as np
+from einops import rearrange, repeat
 
 from dit_jax.core.buckets import TokenIndex
 from dit_jax.core.mesh import pin_rows
@@ -17,11 +18,40 @@ from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.nn.block import Blocks
 from dit_jax.nn.embed import PositionTable
+from dit_jax.nn.pack import Pack
 
 
 def take_rows(x: Float[Array, "b n d"], index: Int[Array, "b m"]) -> Float[Array, "b m d"]:
-  """x[i, index[i]], zeros where the index is out of range; such a row gets no gradient."""
+  """x[i, index[i]], zeros where the index is out of range."""
   return jnp.take_along_axis(x, index[..., None], axis=1, mode="fill", fill_value=0)
+
+
+@jax.custom_vjp
+def move_rows(
+  x: Float[Array, "b n d"], index: Int[Array, "b m"], inverse: Int[Array, "b n"]
+) -> Float[Array, "b m d"]:
+  """take_rows(x, index), whose gradient is take_rows(., inverse).
+
+  The transpose of a gather adds into rows that an index names; where no row is taken twice it is a
+  gather too.
+  """
+  del inverse
+  return take_rows(x, index)
+
+
+def _move_forward(x, index, inverse):
+  return take_rows(x, index), inverse
+
+
+def _move_backward(inverse, g):
+  return take_rows(g, inverse), None, None
+
+
+move_rows.defvjp(_move_forward, _move_backward)
+
+
+def _flat(x):
+  return pin_rows(rearrange(x, "s l ... -> (s l) ..."))
 
 
 class RefineNet(nn.Module):
@@ -50,7 +80,7 @@ class RefineNet(nn.Module):
     h: Float[Array, "b r d"],
     c: Float[Array, "b d"],
     z: Float[Array, "b h w c"],
-    tokens: TokenIndex,
+    tokens: TokenIndex | tuple[TokenIndex, ...],
     key: Key[Array, ""] | None = None,
   ) -> Float[Array, "b h w o"]:
     """The correction on the cells of the finest grid, zero in regions of the coarsest grain.
@@ -59,14 +89,24 @@ class RefineNet(nn.Module):
       h: one token a region, in raster order.
       c: the condition, of time and label.
       z: noisy latents, constant inside a code's cells.
-      tokens: the tables of the batch's grain maps.
+      tokens: the tables of the batch's grain maps, of one capacity; or one a capacity, arrays
+        [groups, rows, ...]: each of the equal groups that the batch consists of holds so many rows
+        of that capacity, in this order (core.slots.Slots).
       key: of the keys that prob-sparse blocks sample.
     """
     rows, cols = z.shape[1:3]
-    f = take_rows(self.unmerge(h, cols), tokens.source)
+    if isinstance(tokens, TokenIndex):
+      tokens = (jax.tree.map(lambda x: x[None], tokens),)
+    pack = Pack(tokens[0].length.shape[0], tuple(index.source.shape[1:] for index in tokens))
+    tokens = [jax.tree.map(_flat, index) for index in tokens]
     position = PositionTable(rows, cols, self.width, self.dtype, name="position")()
-    f = f + jnp.take(position, tokens.cell, axis=0, mode="fill", fill_value=0)
-    code = take_rows(rearrange(z, "b h w c -> b (h w) c"), tokens.cell)
+    at = self.corners(rows, cols)
+    codes = self.unmerge(h, cols) + jnp.take(position, at, axis=0)
+    f = pack.join(
+      [move_rows(x, t.source, t.slot) for x, t in zip(pack.rows(codes), tokens, strict=True)]
+    )
+    latents = pack.rows(rearrange(z, "b h w c -> b (h w) c")[:, at])
+    code = pack.join([take_rows(x, t.source) for x, t in zip(latents, tokens, strict=True)])
     f = jnp.concatenate([f, self.linear(self.width, "code")(code)], axis=-1)
     f = self.linear(self.width, "merge")(f)
     f = Blocks(
@@ -80,19 +120,42 @@ class RefineNet(nn.Module):
       self.first,
       rows * cols,
       name="blocks",
-    )(f, c, tokens.length, self.windows(tokens.cell, cols), key)
-    delta = FinalLayer(self.out_channels, self.dtype, name="final")(f, c)
-    kept = jnp.arange(delta.shape[1]) < tokens.length[:, None]
-    delta = jnp.where(kept[..., None], delta, 0)
-    return rearrange(take_rows(delta, tokens.slot), "b (h w) o -> b h w o", h=rows)
+    )(f, c, [t.length for t in tokens], self.windows(tokens, rows, cols), key, pack)
+    delta = FinalLayer(self.out_channels, self.dtype, name="final")(f, c, pack)
+    kept = [
+      jnp.where((jnp.arange(x.shape[1]) < t.length[:, None])[..., None], x, 0)
+      for x, t in zip(pack.split(delta), tokens, strict=True)
+    ]
+    placed = [move_rows(x, t.slot, t.source) for x, t in zip(kept, tokens, strict=True)]
+    return self.spread(pack.unrows(placed), rows, cols)
 
-  def windows(self, cell: Int[Array, "b m"], cells_across: int) -> Int[Array, "b m"] | None:
-    """The number of each token's window; that of padding means nothing."""
+  def grids(self, rows: int, cols: int) -> list[tuple[int, int, int]]:
+    """(cells a side of a code, codes down, codes across) of grains 1 .. k-1 on a grid of cells."""
+    spans = [f // self.factors[0] for f in reversed(self.factors[:-1])]
+    return [(s, rows // s, cols // s) for s in spans]
+
+  def corners(self, rows: int, cols: int) -> np.ndarray:
+    """The upper-left cell of every code that some map could hold, in the order of `unmerge`."""
+    cells = np.arange(rows * cols, dtype=np.int32).reshape(rows, cols)
+    return np.concatenate([cells[::s, ::s].ravel() for s, _, _ in self.grids(rows, cols)])
+
+  def spread(self, x: Float[Array, "b n o"], rows: int, cols: int) -> Float[Array, "b h w o"]:
+    """Copies every code to its cells; a cell has one code that is not zero, or none."""
+    out, start = 0, 0
+    for s, down, across in self.grids(rows, cols):
+      codes = rearrange(x[:, start : start + down * across], "b (i j) o -> b i j o", i=down)
+      out = out + repeat(codes, "b i j o -> b (i s) (j t) o", s=s, t=s)
+      start += down * across
+    return out
+
+  def windows(self, tokens: list[TokenIndex], rows: int, cols: int) -> list | None:
+    """The number of each token's window, by capacity; that of padding means nothing."""
     if not self.window:
       return None
     side = self.window * (self.factors[-1] // self.factors[0])
-    i, j = jnp.divmod(cell, cells_across)
-    return i // side * -(-cells_across // side) + j // side
+    i, j = np.divmod(self.corners(rows, cols), cols)
+    number = jnp.asarray(i // side * -(-cols // side) + j // side)
+    return [jnp.take(number, t.source, mode="clip") for t in tokens]
 
   def unmerge(self, h: Float[Array, "b r d"], cells_across: int) -> Float[Array, "b n d"]:
     """Every code that some map could ask for, grain 1 first, each grain in raster order.
@@ -117,32 +180,3 @@ class RefineNet(nn.Module):
   def linear(self, features: int, name: str) -> nn.Dense:
     init = nn.initializers.xavier_uniform()
     return nn.Dense(features, kernel_init=init, dtype=self.dtype, name=name)
-
-
-def in_slots(
-  refine,
-  h: Float[Array, "b r d"],
-  c: Float[Array, "b d"],
-  z: Float[Array, "b h w c"],
-  tokens: tuple[TokenIndex, ...],
-  key: Key[Array, ""] | None = None,
-) -> Float[Array, "b h w o"]:
-  """`refine` on the sub-batches of a mixed step, one after another, back in the order of the rows.
-
-  Args:
-    refine: as RefineNet.__call__.
-    h, c, z, key: of the whole batch.
-    tokens: one a capacity, arrays [groups, rows, ...]: each of the equal groups that the batch
-      consists of holds so many rows of that capacity, in this order (core.slots.Slots).
-  """
-  groups = tokens[0].length.shape[0]
-  by_group = [rearrange(x, "(s l) ... -> s l ...", s=groups) for x in (h, c, z)]
-  deltas, start = [], 0
-  for index in tokens:
-    rows = index.length.shape[1]
-    own = [x[:, start : start + rows] for x in by_group]
-    flat = lambda x: pin_rows(rearrange(x, "s l ... -> (s l) ..."))
-    *own, index = jax.tree.map(flat, (*own, index))
-    deltas.append(rearrange(refine(*own, index, key), "(s l) ... -> s l ...", s=groups))
-    start += rows
-  return pin_rows(rearrange(jnp.concatenate(deltas, axis=1), "s l ... -> (s l) ..."))

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from dit_jax.core.typing import Array, DTypeLike, Float
+from dit_jax.nn.pack import Pack
 
 
 def layer_norm(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -15,24 +16,30 @@ def layer_norm(x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
 
 
 def modulate(
-  x: Float[Array, "b n d"], shift: Float[Array, "b d"], scale: Float[Array, "b d"]
+  x: Float[Array, "b n d"], shift: Float[Array, "b #n d"], scale: Float[Array, "b #n d"]
 ) -> Float[Array, "b n d"]:
-  """x (1 + scale) + shift, the same for every token of an image."""
-  return x * (1 + scale[:, None]) + shift[:, None]
+  """x (1 + scale) + shift."""
+  return x * (1 + scale) + shift
 
 
 class AdaLN(nn.Module):
-  """Shifts, scales and gates from a condition; zero at init, so a block starts as the identity."""
+  """Shifts, scales and gates from a condition; zero at init, so a block starts as the identity.
+
+  They are the same for every token of an image: [b, 1, d], or at each token of a packed batch.
+  """
 
   chunks: int
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, c: Float[Array, "b d"]) -> list[Float[Array, "b d"]]:
+  def __call__(
+    self, c: Float[Array, "b d"], pack: Pack | None = None
+  ) -> list[Float[Array, "s n d"]]:
     zeros = nn.initializers.zeros
     width = self.chunks * c.shape[-1]
     out = nn.Dense(width, kernel_init=zeros, dtype=self.dtype, name="proj")(nn.silu(c))
-    return jnp.split(out, self.chunks, axis=-1)
+    chunks = jnp.split(out, self.chunks, axis=-1)
+    return [x[:, None] if pack is None else pack.spread(x) for x in chunks]
 
 
 class FinalLayer(nn.Module):
@@ -42,8 +49,10 @@ class FinalLayer(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b n d"], c: Float[Array, "b d"]) -> Float[Array, "b n o"]:
-    shift, scale = AdaLN(2, dtype=self.dtype, name="adaln")(c)
+  def __call__(
+    self, x: Float[Array, "s n d"], c: Float[Array, "b d"], pack: Pack | None = None
+  ) -> Float[Array, "s n o"]:
+    shift, scale = AdaLN(2, dtype=self.dtype, name="adaln")(c, pack)
     x = modulate(layer_norm(x), shift, scale)
     zeros = nn.initializers.zeros
     x = nn.Dense(self.out_channels, kernel_init=zeros, dtype=self.dtype, name="linear")(x)

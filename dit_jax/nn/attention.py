@@ -1,15 +1,17 @@
 """Multi-head self-attention over an image's tokens, dense or prob-sparse."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
 
 from dit_jax.core.errors import UserError
-from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
+from dit_jax.core.typing import Array, DTypeLike, Float, Key
 from dit_jax.kernels.attention import KINDS, attention
 from dit_jax.kernels.pro_attention.settings import KEYS, UNIFORMS, ProSettings
+from dit_jax.nn.pack import Pack
 
 ANNEALED = (1, 2, 4, 8)  # parts of the queries that attend, one after another, before c decides
 
@@ -138,18 +140,20 @@ class SelfAttention(nn.Module):
   @nn.compact
   def __call__(
     self,
-    x: Float[Array, "b n d"],
-    lengths: Int[Array, " b"] | None = None,
-    segments: Int[Array, "b n"] | None = None,
+    x: Float[Array, "s n d"],
+    lengths: Any = None,
+    segments: Any = None,
     key: Key[Array, ""] | None = None,
-  ) -> Float[Array, "b n d"]:
+    pack: Pack | None = None,
+  ) -> Float[Array, "s n d"]:
     """Mixes the tokens of every image.
 
     Args:
-      x: the tokens.
-      lengths: true lengths; None where all are full.
-      segments: with them, tokens see those of their own number alone.
+      x: the tokens, or those of a packed batch.
+      lengths: true lengths [b]; None where all are full.
+      segments: [b, n], with them tokens see those of their own number alone.
       key: decides which keys measure the queries under `pro`; None fixes them.
+      pack: of x; lengths and segments are then lists, of every part.
     """
     init = nn.initializers.xavier_uniform()
     qkv = nn.Dense(3 * self.width, kernel_init=init, dtype=self.dtype, name="qkv")(x)
@@ -157,9 +161,17 @@ class SelfAttention(nn.Module):
     if self.qk_norm:
       q = nn.RMSNorm(dtype=jnp.float32, name="q_norm")(q).astype(self.dtype)
       k = nn.RMSNorm(dtype=jnp.float32, name="k_norm")(k).astype(self.dtype)
-    if self.pro is None:
-      out = attention(q, k, v, lengths, segments=segments)
+    if pack is None:
+      out = self.attend(q, k, v, lengths, segments, key)
     else:
-      out = attention(q, k, v, lengths, kind="pro", key=key, settings=self.pro)
+      segments = segments or [None] * len(pack.parts)
+      parts = zip(*(pack.split(x) for x in (q, k, v)), lengths, segments, strict=True)
+      out = pack.join([self.attend(*part, key) for part in parts])
     out = rearrange(out, "b n h d -> b n (h d)")
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="proj")(out)
+
+  def attend(self, q, k, v, lengths, segments, key):
+    """Dense or prob-sparse attention of whole rows."""
+    if self.pro is None:
+      return attention(q, k, v, lengths, segments=segments)
+    return attention(q, k, v, lengths, kind="pro", key=key, settings=self.pro)

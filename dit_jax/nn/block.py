@@ -1,16 +1,19 @@
 """The DiT block and a stack of them (DiT, figure 3: adaLN-Zero)."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from dit_jax.core.errors import UserError
 from dit_jax.core.mesh import pin_rows
-from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
+from dit_jax.core.typing import Array, DTypeLike, Float, Key
 from dit_jax.kernels.pro_attention.settings import ProSettings
 from dit_jax.nn.adaln import AdaLN, layer_norm, modulate
 from dit_jax.nn.attention import AttentionSettings, SelfAttention
 from dit_jax.nn.mlp import MLP
+from dit_jax.nn.pack import Pack
 
 REMAT = {  # what the backward pass may keep of a block
   "full": jax.checkpoint_policies.nothing_saveable,
@@ -36,21 +39,23 @@ class DiTBlock(nn.Module):
   @nn.compact
   def __call__(
     self,
-    h: Float[Array, "b n d"],
+    h: Float[Array, "s n d"],
     c: Float[Array, "b d"],
-    lengths: Int[Array, " b"] | None = None,
-    segments: Int[Array, "b n"] | None = None,
+    lengths: Any = None,
+    segments: Any = None,
     key: Key[Array, ""] | None = None,
-  ) -> Float[Array, "b n d"]:
-    chunks = AdaLN(6, dtype=self.dtype, name="adaln")(c)
+    pack: Pack | None = None,
+  ) -> Float[Array, "s n d"]:
+    """One block; lengths, segments and pack as for SelfAttention."""
+    chunks = AdaLN(6, dtype=self.dtype, name="adaln")(c, pack)
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = chunks
     attn = SelfAttention(
       self.num_heads, self.width, self.qk_norm, self.dtype, self.pro, name="attn"
     )
     mlp = MLP(dtype=self.dtype, name="mlp")
     seen = modulate(layer_norm(h), shift_attn, scale_attn)
-    h = h + gate_attn[:, None] * attn(seen, lengths, segments, key)
-    return h + gate_mlp[:, None] * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
+    h = h + gate_attn * attn(seen, lengths, segments, key, pack)
+    return h + gate_mlp * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
 
 
 class Blocks(nn.Module):
@@ -79,21 +84,26 @@ class Blocks(nn.Module):
   @nn.compact
   def __call__(
     self,
-    h: Float[Array, "b n d"],
+    h: Float[Array, "s n d"],
     c: Float[Array, "b d"],
-    lengths: Int[Array, " b"] | None = None,
-    segments: Int[Array, "b n"] | None = None,
+    lengths: Any = None,
+    segments: Any = None,
     key: Key[Array, ""] | None = None,
-  ) -> Float[Array, "b n d"]:
+    pack: Pack | None = None,
+  ) -> Float[Array, "s n d"]:
     """Runs the blocks; `key` gives each its own draw of sampled keys, by its number."""
-    block = DiTBlock if self.remat == "none" else nn.remat(DiTBlock, policy=REMAT[self.remat])
+    block = (
+      DiTBlock
+      if self.remat == "none"
+      else nn.remat(DiTBlock, policy=REMAT[self.remat], static_argnums=(6,))
+    )
     tokens, h = self.max_tokens or h.shape[1], pin_rows(h)
     for i in range(self.depth):
       number = self.first + i
       pro = self.attention.of_block(number, tokens)
       own = None if key is None or pro is None else jax.random.fold_in(key, number)
       h = block(self.width, self.num_heads, self.qk_norm, self.dtype, pro, name=f"block_{i:02d}")(
-        h, c, lengths, segments, own
+        h, c, lengths, segments, own, pack
       )
       h = pin_rows(h)
     return h

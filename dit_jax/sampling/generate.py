@@ -14,8 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
@@ -23,7 +21,7 @@ from dit_jax.diffusion import guidance as guidance_
 from dit_jax.diffusion import sampler, steppers
 from dit_jax.diffusion.process import Process
 from dit_jax.nn import grains as structure
-from dit_jax.sampling import grain_maps
+from dit_jax.sampling import grain_maps, parallel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,18 +96,16 @@ class Generator:
   def __init__(self, models: Models, settings: Settings, devices=None):
     self.models, self.settings = models, settings
     jax.eval_shape(self._times)  # so that a wrong number of steps is refused before any compile
-    devices = jax.local_devices() if devices is None else devices
-    self.mesh = jax.make_mesh((len(devices),), ("row",), (AxisType.Auto,), devices=devices)
-    self.rows = settings.microbatch * len(devices)
-    self._maps = self._replicate_over_rows(self._sample_maps)
-    self._images = self._replicate_over_rows(self._sample_images)
+    self.rows = parallel.Rows(settings.microbatch, devices)
+    self._maps = self.rows.jit(self._sample_maps, num_scalars=1)
+    self._images = self.rows.jit(self._sample_images, num_scalars=2)
 
   def grain_maps(self, params, label: np.ndarray, index: np.ndarray, seed: int) -> np.ndarray:
     """Maps drawn by the grain transformer, int [n, rows, cols]; zeros where k = 1."""
     if self.models.map_logits is None:
       return np.zeros((len(label), *self.models.regions), np.int32)
-    params = self._on_every_device(params)
-    run = lambda rows: self._maps(params, np.uint32(seed), rows)
+    params = self.rows.everywhere(params)
+    run = lambda rows: self._maps(params, rows, np.uint32(seed))
     chunks = self._chunks({"label": label, "index": index})
     return np.concatenate([np.asarray(run(rows))[:kept] for rows, kept in chunks])
 
@@ -133,7 +129,7 @@ class Generator:
       batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
     """
     rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
-    params = self._on_every_device(params)
+    params = self.rows.everywhere(params)
     out, in_flight = None, []
 
     def collect(out):
@@ -150,19 +146,35 @@ class Generator:
       done = 0
       for chunk, kept in self._chunks(own):
         scale = np.float32(self.settings.guidance)
-        pictures = self._images(params, np.uint32(seed), chunk, scale)
+        pictures = self._images(params, chunk, np.uint32(seed), scale)
         in_flight.append((members[done : done + kept], pictures))
         done += kept
-        if len(in_flight) * self.rows >= batch:
+        if len(in_flight) * self.rows.total >= batch:
           out = collect(out)
     return collect(out)
 
+  def compile_maps(self, params):
+    """The executable that draws maps, for params of these shapes."""
+    rows = self._rows_of(np.zeros((self.rows.total, *self.models.regions), np.int32))
+    del rows["grains"]
+    return self._maps.lower(*self.rows.shapes(params, rows), np.uint32(0)).compile()
+
+  def compile_images(self, params):
+    """The executable that draws images of the most tokens, for params of these shapes."""
+    finest = len(self.models.factors) - 1
+    grains = np.full((self.rows.total, *self.models.regions), finest, np.int32)
+    rows = self._rows_of(grains)
+    for capacity, _ in self._by_capacity(grains):
+      rows |= self._tokens(grains, capacity)
+    shapes = self.rows.shapes(params, rows)
+    return self._images.lower(*shapes, np.uint32(0), np.float32(1)).compile()
+
+  def _rows_of(self, grains: np.ndarray) -> dict:
+    number = np.zeros(len(grains), np.int32)
+    return {"label": number, "index": number, "grains": grains}
+
   def _times(self) -> jax.Array:
     return self.models.process.schedule.times(self.settings.steps)
-
-  def _on_every_device(self, params):
-    """Parameters read on one device, or split over a training mesh, on all devices of this one."""
-    return jax.device_put(params, NamedSharding(self.mesh, P()))
 
   def _by_capacity(self, grains: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every capacity that the maps need, and the rows that need it."""
@@ -181,23 +193,13 @@ class Generator:
     return buckets.token_index(grains, self.models.factors, capacity)._asdict()
 
   def _chunks(self, rows: dict) -> Iterator[tuple[dict, int]]:
-    """Full chunks of `self.rows` rows, the last one padded by repeating its last row."""
-    total = len(rows["label"])
-    for start in range(0, total, self.rows):
-      take = np.minimum(np.arange(start, start + self.rows), total - 1)
-      yield {k: np.asarray(v)[take] for k, v in rows.items()}, min(self.rows, total - start)
+    """Full chunks of rows, the last one padded by repeating its last row."""
+    total, size = len(rows["label"]), self.rows.total
+    for start in range(0, total, size):
+      take = np.minimum(np.arange(start, start + size), total - 1)
+      yield {k: np.asarray(v)[take] for k, v in rows.items()}, min(size, total - start)
 
-  def _replicate_over_rows(self, fn):
-    """Jits fn(params, seed, rows, *scalars), every device on its own `microbatch` rows."""
-
-    def run(params, seed, rows, *scalars):
-      specs = (P(), P(), P("row"), *(P() for _ in scalars))
-      local = jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=P("row"), check_vma=False)
-      return local(params, seed, rows, *scalars)
-
-    return jax.jit(run, out_shardings=NamedSharding(self.mesh, P("row")))
-
-  def _sample_maps(self, params, seed, rows):
+  def _sample_maps(self, params, rows, seed):
     m, s = self.models, self.settings
     return grain_maps.sample_maps(
       lambda cells, label: m.map_logits(params, cells, label),
@@ -212,7 +214,7 @@ class Generator:
       null_label=m.num_classes,
     )
 
-  def _sample_images(self, params, seed, rows, scale):
+  def _sample_images(self, params, rows, seed, scale):
     m, s = self.models, self.settings
     keys = rng.sample_keys(seed, rows["index"])
     grains = rows["grains"]

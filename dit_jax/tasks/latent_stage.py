@@ -16,7 +16,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.sampling import generate, grids
+from dit_jax.sampling import generate, grids, parallel
 from dit_jax.tasks import dvae
 from dit_jax.tasks.task import Task
 from dit_jax.training.checkpoint import Checkpoints
@@ -77,9 +77,9 @@ def _trained_dvae(workdir: pathlib.Path):
 def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source) -> None:
   """Encodes every image, and its mirror image if latents.flip, into the cache."""
   factors = tuple(config.dvae.model.factors)
-  stage = dvae.DVAETask(config.dvae, config.data.image_size)
   maps = grain_maps.GrainMaps.from_record(vae_meta["thresholds"])
-  encode = jax.jit(stage.encode_moments)
+  places, encode = encoder(config)
+  params = places.everywhere(gen)
   size = config.data.image_size
   meta = key | {
     "factors": factors,
@@ -90,7 +90,7 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
     "thresholds": vae_meta["thresholds"],
   }
 
-  rows = config.latents.batch_size
+  rows = places.total
   total = -(-len(source) // rows)
   progress = clock.Progress(total, rows, label="latents", stream=sys.stdout)
 
@@ -104,14 +104,16 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
         batch["grains"] = np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)
       else:
         batch = maps.add_to(batch)
-      for flipped in (False, True) if config.latents.flip else (False,):
-        image, grains = batch["image"], batch["grains"]
-        if flipped:
-          image, grains = image[:, :, ::-1], grains[:, :, ::-1]
-        moments = np.asarray(encode({"gen": gen}, image, grains))
-        for i in np.flatnonzero(valid):
+      image, grains = batch["image"], batch["grains"]
+      copies = [(image, grains)]
+      if config.latents.flip:
+        copies.append((image[:, :, ::-1], grains[:, :, ::-1]))
+      encoded = [np.asarray(encode(params, {"image": x, "grains": g})) for x, g in copies]
+      # Image by image: the order may not depend on how many rows are encoded at once.
+      for i in np.flatnonzero(valid):
+        for flipped, (_, grains) in enumerate(copies):
           yield {
-            "moments": moments[i],
+            "moments": encoded[flipped][i],
             "grains": grains[i],
             "label": batch["label"][i],
             "index": batch["index"][i],
@@ -136,6 +138,14 @@ def make_slots(cache, mode: str, batch_size: int, groups: int) -> slots.Slots:
   if mode == "mixed":
     return slots.mixed(tokens, batch_size, quantum(cache), groups)
   return slots.one(max(1, int(tokens.max())), batch_size, groups)  # by budget, all have as many
+
+
+def encoder(config, devices=None):
+  """The rows that encode at once, latents.batch_size on each device, and what encodes them."""
+  stage = dvae.DVAETask(config.dvae, config.data.image_size)
+  places = parallel.Rows(config.latents.batch_size, devices)
+  encode = lambda gen, rows: stage.encode_moments({"gen": gen}, rows["image"], rows["grains"])
+  return places, places.jit(encode)
 
 
 def num_tokens(cache) -> np.ndarray:

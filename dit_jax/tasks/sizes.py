@@ -41,7 +41,7 @@ def check_models(config) -> None:
         f"{name}.model.dtype={config[name].model.dtype!r} is unknown; choose {' or '.join(DTYPES)}."
       )
     optim.make_tx(config[name].optim, config[name].total_steps)
-    init, _, loss, frozen = _stage(config, name, meta)
+    init, _, loss, frozen = parts(config, name, meta)
     params = jax.eval_shape(init, _abstract_key())
     if name == "dvae":
       jax.eval_shape(loss, params, frozen())
@@ -152,7 +152,7 @@ def _measure(config, num_children: int, mesh) -> dict:
   meta = latent_meta(config, num_children)
   out = {"params": {}, "flops_per_image": {}, "state_bytes": {}, "activation_bytes": {}}
   for name in config.stages:
-    init, forward, loss, frozen = _stage(config, name, meta)
+    init, forward, loss, frozen = parts(config, name, meta)
     params, frozen = jax.eval_shape(init, _abstract_key()), frozen()
     grad = jax.grad(loss)
     out["params"][name] = trees.count(params)
@@ -162,12 +162,12 @@ def _measure(config, num_children: int, mesh) -> dict:
     }
     out["state_bytes"][name] = _state_bytes(config, name, params, frozen, mesh)
     rows = config[name].batch_size // sharding.num_shards(mesh)
-    _, _, loss, _ = _stage(config, name, meta, rows // config[name].accum)
+    _, _, loss, _ = parts(config, name, meta, rows // config[name].accum)
     out["activation_bytes"][name] = _kept_bytes(loss, params, frozen)
   return out
 
 
-def _stage(config, name: str, meta: dict, rows: int = 1):
+def parts(config, name: str, meta: dict, rows: int = 1):
   """(init, forward, loss, () -> shapes of the frozen weights) of a stage on `rows` images.
 
   The inputs are made where the functions are traced: an array made outside would be compiled.

@@ -143,7 +143,12 @@ def check_batch(batch_size: int, accum: int, mesh: Mesh) -> None:
   Raises:
     UserError: `batch_size` is not a positive multiple of data x fsdp x accum.
   """
-  shards = num_shards(mesh)
+  shards, processes = num_shards(mesh), jax.process_count()
+  if shards % processes:
+    raise UserError(
+      f"the mesh has {shards} data x fsdp shards for {processes} processes; every process reads "
+      "rows of its own, so the shards must be a multiple of the processes: lower mesh.tensor."
+    )
   unit = shards * accum
   if accum < 1 or batch_size < 1 or batch_size % unit:
     nearest = max(unit, round(batch_size / unit) * unit) if accum >= 1 else batch_size

@@ -35,15 +35,14 @@ def test_tables_match_a_loop(factors, rows, cols):
   capacity = buckets.capacity_for(n.max(), rows * cols, factors)
   index = buckets.token_index(grains, factors, capacity)
   assert {x.dtype for x in index} == {np.dtype("int32")}
-  cells_in_all = rows * cols * (factors[-1] // factors[0]) ** 2
+  codes_in_all = sum(rows * cols * m for m in buckets.codes_per_region(factors)[1:])
   for b, grain in enumerate(grains):
     want = tokens_by_loop(grain, factors)
     assert index.length[b] == n[b] == len(want)
-    np.testing.assert_array_equal(index.cell[b, : n[b]], [cell for cell, _, _ in want])
     np.testing.assert_array_equal(index.source[b, : n[b]], [source for _, _, source in want])
-    slot = np.full(cells_in_all, capacity)
-    for token, (_, cells, _) in enumerate(want):
-      slot[cells] = token
+    slot = np.full(codes_in_all, capacity)
+    for token, (_, _, source) in enumerate(want):
+      slot[source] = token
     np.testing.assert_array_equal(index.slot[b], slot)
 
 
@@ -59,9 +58,9 @@ def test_padding_is_out_of_range(factors, rows, cols):
   rows_of_unmerge = sum(rows * cols * m for m in buckets.codes_per_region(factors)[1:])
   for b, n in enumerate(index.length):
     assert (index.source[b, n:] >= rows_of_unmerge).all()
-    assert (index.cell[b, n:] >= index.slot.shape[1]).all()
   assert (index.slot[0] == capacity).all()
-  np.testing.assert_array_equal(index.slot[1], np.arange(finest))
+  np.testing.assert_array_equal(index.slot[1][-finest:], np.arange(finest))
+  assert (index.slot[1][:-finest] == capacity).all()
 
 
 def test_tables_of_an_image_ignore_the_batch():

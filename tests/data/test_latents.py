@@ -111,6 +111,8 @@ def test_fingerprint_follows_what_it_was_made_from(tmp_path):
     fingerprint("e", KEY, [{**r, "label": 0} for r in records()]),
   ]
   assert len({base, *others}) == 4
+  moved = [{**r, "moments": r["moments"] + 1e-6} for r in records()]  # by another device, say
+  assert fingerprint("f", KEY, moved) == base
 
 
 @pytest.mark.parametrize(
@@ -193,10 +195,10 @@ def test_meta_is_written_last(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "fsync", spy)
   write(tmp_path / "cache", KEY, records(n=2))
-  assert synced == ["records.array_record", "columns.bin", "meta.json", "cache.tmp", tmp_path.name]
+  assert synced == ["moments.bin", "columns.bin", "meta.json", "cache.tmp", tmp_path.name]
 
 
-@pytest.mark.parametrize("name", ["records.array_record", "columns.bin", "meta.json"])
+@pytest.mark.parametrize("name", ["moments.bin", "columns.bin", "meta.json"])
 @pytest.mark.parametrize("fault", ["flip", "truncate", "empty", "delete"])
 def test_damage_is_found(cache, name, fault):
   path = cache / name
@@ -213,6 +215,51 @@ def test_damage_is_found(cache, name, fault):
 
   with pytest.raises(UserError, match=r"damaged|stale|cannot be read|no latent cache"):
     use()
+
+
+RECORD = 8 * 8 * 6 * 4  # bytes
+CHECKSUM_5 = 12 * RECORD + 5 * 4
+
+
+@pytest.mark.parametrize(
+  "offset", [5 * RECORD, 5 * RECORD + 767, 6 * RECORD - 1, CHECKSUM_5, CHECKSUM_5 + 3]
+)
+@pytest.mark.parametrize("bit", [0, 7])
+def test_a_flipped_bit_is_found_by_who_reads_the_record_and_named(cache, offset, bit):
+  path = cache / "moments.bin"
+  data = bytearray(path.read_bytes())
+  assert len(data) == 12 * (RECORD + 4)
+  data[offset] ^= 1 << bit
+  path.write_bytes(data)
+  source = LatentSource(cache)
+  source.read([4, 6])
+  for positions in ([5], [4, 5, 6]):
+    with pytest.raises(UserError, match=r"damaged .record 5 is not as it was written.; delete"):
+      source.read(positions)
+
+
+def test_a_record_in_the_place_of_another_is_found(cache):
+  path = cache / "moments.bin"
+  data = path.read_bytes()
+  path.write_bytes(data[RECORD : 2 * RECORD] + data[:RECORD] + data[2 * RECORD :])
+  with pytest.raises(UserError, match="record 1 is not"):
+    LatentSource(cache).read([2, 1, 0])
+
+
+def test_a_file_cut_short_under_its_reader_is_found(cache):
+  source = LatentSource(cache)
+  os.truncate(cache / "moments.bin", 11 * RECORD + 9)
+  source.read(range(11))
+  with pytest.raises(UserError, match="record 11 is not"):
+    source.read(range(12))
+
+
+def test_a_source_that_is_gone_holds_no_file(cache):
+  before = len(os.listdir("/proc/self/fd"))
+  sources = [LatentSource(cache) for _ in range(3)]
+  assert len(os.listdir("/proc/self/fd")) == before + 3
+  del sources
+  assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_another_layout_is_refused(cache):

@@ -35,7 +35,7 @@ def test_layer_norm_of_bf16_is_computed_in_float32():
 def test_adaln_starts_at_zero_and_modulating_by_zero_is_the_identity():
   layer = adaln.AdaLN(3)
   chunks = layer.apply(layer.init(jax.random.key(0), C), C)
-  assert [c.shape for c in chunks] == [(2, 8)] * 3
+  assert [c.shape for c in chunks] == [(2, 1, 8)] * 3
   assert not any(bool(c.any()) for c in chunks)
   np.testing.assert_array_equal(adaln.modulate(X, chunks[0], chunks[1]), X)
 

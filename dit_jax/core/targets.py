@@ -26,7 +26,10 @@ gpu_device_info {
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H200 141GB HBM3e"
 """
-EXAMPLES = "v5e:2x4, v5p:2x2x1, v6e:2x2, h200, h200x8"
+EXAMPLES = "v5e:4x4, v5p:2x2x2, v6e:16x16, h200, h200x8"
+# Bytes that programs can have. TPU compilers refuse what does not fit; those of GPUs do not, and a
+# tenth of their memory is left to the driver, to libraries and to fragmentation.
+MEMORY = {"h200": 0.9 * 151397597184}
 
 
 def devices(target: str) -> list:
@@ -50,3 +53,8 @@ def devices(target: str) -> list:
   if re.fullmatch(r"v\w+:\d+x\d+(x\d+)?", target):
     return topologies.get_topology_desc(target, platform="tpu").devices
   raise ValueError(f"unknown {target=}; expected a name as {EXAMPLES}.")
+
+
+def memory(target: str) -> float:
+  """Bytes of a device that a program may need; infinite where the compiler itself refuses."""
+  return MEMORY.get(target.partition("x")[0], float("inf"))

@@ -1,0 +1,319 @@
+"""How fast does it train? DiT and D2iT (mixed, pad, budget) beside a PyTorch DiT, in one run.
+
+  python benchmarks/train.py [--variant=XL] [--batch=128] [--kinds=dit,mixed,pad,budget,torch]
+
+On the device that is there, with sizes from the model tables: images a second, share of the
+device's own matmul rate (MFU), memory, padding, and the shares of a step that wait for input and
+go to the optimizer and the average. Latents are random, fine fractions as those of photographs. All
+kinds take turns: A B A B, medians. PyTorch: benchmarks/torch_dit.py, where torch is installed.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+KINDS = ("dit", "mixed", "pad", "budget", "torch")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--variant", default="", help="of the models; XL, or S on a CPU")
+  parser.add_argument("--batch", type=int, default=0, help="images a step; 128, or 8 on a CPU")
+  parser.add_argument("--image-size", type=int, default=256)
+  parser.add_argument("--kinds", default="")
+  parser.add_argument("--remat", default="none")
+  parser.add_argument("--repeats", type=int, default=5, help="turns of each kind")
+  parser.add_argument("--steps", type=int, default=0, help="of a turn; 20, or 2 on a CPU")
+  parser.add_argument("--out", default="")
+  args = parser.parse_args()
+
+  import jax
+
+  cpu = jax.default_backend() == "cpu"
+  args.variant = args.variant or ("S" if cpu else "XL")
+  args.batch = args.batch or (8 if cpu else 128)
+  args.steps = args.steps or (2 if cpu else 20)
+  kinds = args.kinds.split(",") if args.kinds else list(KINDS)
+  if "torch" in kinds and not _has("torch"):
+    print("torch is not installed: no PyTorch row")
+    kinds.remove("torch")
+  peak = matmul_rate(cpu)
+  head = dict(
+    date=str(datetime.date.today()),
+    device=jax.devices()[0].device_kind,
+    devices=jax.device_count(),
+    versions={n: importlib.metadata.version(n) for n in ("jax", "flax", "torch") if _has(n)},
+    variant=args.variant,
+    batch=args.batch,
+    image_size=args.image_size,
+    matmul_flops=peak,
+  )
+  print(json.dumps(head))
+  with tempfile.TemporaryDirectory() as folder:
+    runs = {kind: start(kind, args, pathlib.Path(folder) / kind, cpu) for kind in kinds}
+    rows = [head, *alternate(runs, args, peak * jax.device_count())]
+    for run in runs.values():
+      run.close()
+  if args.out:
+    pathlib.Path(args.out).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def start(kind: str, args, folder: pathlib.Path, cpu: bool):
+  return Torch(args) if kind == "torch" else Ours(kind, args, folder, cpu)
+
+
+class Ours:
+  """The real train step of dit or dct, fed by the real loader from a cache of random latents."""
+
+  def __init__(self, kind: str, args, folder: pathlib.Path, cpu: bool):
+    import jax
+    import jax.numpy as jnp
+
+    from dit_jax.core import config as configs
+    from dit_jax.tasks import abstract, sizes
+    from dit_jax.training import memory, sharding
+
+    self.name = "dit" if kind == "dit" else "dct"
+    c = configs.load(ROOT / "configs" / ("dit_xl.py" if kind == "dit" else "d2it_xl.py"))
+    c.data.image_size, block = args.image_size, c[self.name]
+    block.batch_size = args.batch
+    block.model.variant = args.variant + ("/2" if kind == "dit" else "")
+    block.model.remat, block.model.dtype = args.remat, "float32" if cpu else "bfloat16"
+    if kind != "dit":
+      block.buckets = kind
+    self.mesh, self.args = sharding.make_mesh(c.mesh), args
+    prepared = abstract.prepare(c, self.name, c.data.classes[0], self.mesh)
+    meta = sizes.latent_meta(c, c.data.classes[0])
+    self.facts = work(c, self.name, kind, meta, prepared.slots)
+    self.batches = loader(c, self.name, meta, prepared.slots, folder)
+    begin = time.monotonic()
+    self.program = prepared.step.compile(prepared.state, prepared.batch)
+    self.facts["compile_s"] = time.monotonic() - begin
+    self.facts["memory_bytes"] = memory.needed(self.program)
+    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+    places = jax.tree.map(lambda s: s.sharding, prepared.state)
+    born = jax.jit(prepared.init, out_shardings=places)
+    self.state = born(jax.random.key(0), zeros(prepared.state.frozen))
+    self.ready, self.waited = self._next(), 0.0
+    self.facts["optimizer_s"] = optimizer_seconds(c[self.name], self.state)
+
+  def turn(self, steps: int) -> float:
+    """Seconds of so many steps; the next batch is read while one runs, as in training."""
+    import jax
+
+    begin = time.perf_counter()
+    for _ in range(steps):
+      self.state, metrics = self.program(self.state, self.ready)
+      asked = time.perf_counter()
+      rows = next(self.batches)
+      self.waited += time.perf_counter() - asked
+      self.ready = self._put(rows)
+    jax.block_until_ready(metrics["loss"])
+    return time.perf_counter() - begin
+
+  def _next(self):
+    return self._put(next(self.batches))
+
+  def _put(self, rows):
+    from dit_jax.training import sharding
+
+    return sharding.put_batch(rows, self.mesh)
+
+  def close(self) -> None:
+    self.batches.close()
+
+
+class Torch:
+  """The PyTorch DiT of the same variant."""
+
+  def __init__(self, args):
+    import torch
+    import torch_dit
+
+    from dit_jax.models import dit
+
+    self.name, self.waited, self.torch = "dit", 0.0, torch
+    cuda = torch.cuda.is_available()
+    preset = dit.decode_variant(f"{args.variant}/2")
+    begin = time.monotonic()
+    self.step = torch_dit.make(
+      **preset,
+      grid=args.image_size // 8,
+      channels=4,
+      num_classes=1000,
+      batch=args.batch,
+      device="cuda" if cuda else "cpu",
+      compile=True,
+    )
+    self.sync = torch.cuda.synchronize if cuda else (lambda: None)
+    self.turn(1)
+    self.facts = dict(kind="torch", compile_s=time.monotonic() - begin, padding=1.0)
+    self.facts["memory_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
+    model = dit.DiT(**preset, grid=(args.image_size // 8,) * 2, num_classes=1000)
+    self.facts["flops"] = 3 * dit_flops(model)
+
+  def turn(self, steps: int) -> float:
+    begin = time.perf_counter()
+    for _ in range(steps):
+      self.step()
+    self.sync()
+    return time.perf_counter() - begin
+
+  def close(self) -> None:
+    pass
+
+
+def work(c, name: str, kind: str, meta: dict, shared) -> dict:
+  """Ideal FLOPs of an image's training step, and the padding over them."""
+  from dit_jax.tasks import abstract, dct, dit, padding
+
+  if name == "dit":
+    model = dit.make_model(c, meta)
+    return dict(kind=kind, flops=3 * dit_flops(model), padding=1.0)
+  model = dct.make_model(c, meta)
+  tokens = abstract.assumed_tokens(c, meta)
+  if kind == "budget":
+    tokens[:] = shared.capacities[0]
+  ideal = float(padding.forward_flops(model, tokens).mean())
+  return dict(kind=kind, flops=3 * ideal, padding=padding.overhead(model, tokens, shared))
+
+
+def dit_flops(model) -> int:
+  """FLOPs of one image's forward pass."""
+  import jax
+  import jax.numpy as jnp
+
+  from dit_jax.core import flops
+
+  one = jax.ShapeDtypeStruct((1,), jnp.float32)
+  z = jax.ShapeDtypeStruct((1, *model.grid, model.z_channels), jnp.float32)
+  label = jax.ShapeDtypeStruct((1,), jnp.int32)
+  params = jax.eval_shape(model.init, jax.random.key(0), z, one, label)
+  return flops.count(model.apply, params, z, one, label)
+
+
+def loader(c, name: str, meta: dict, shared, folder: pathlib.Path):
+  """Batches as training reads them, from a cache of random latents written to `folder`."""
+  import numpy as np
+
+  from dit_jax.core import buckets, slots
+  from dit_jax.data import latents, pipeline
+  from dit_jax.data.hierarchy import ClassTable
+  from dit_jax.data.plan import Plan
+  from dit_jax.tasks import abstract
+
+  batch_size, draw = c[name].batch_size, np.random.default_rng(0)
+  count, factors = 4 * batch_size, meta["factors"]
+  regions = meta["regions"][0] * meta["regions"][1]
+  fine = np.zeros(count, int)
+  if shared:
+    tokens = abstract.assumed_tokens(c, meta, count)
+    if c.dct.buckets == "budget":
+      tokens[:] = shared.capacities[0]
+    fine = tokens // buckets.codes_per_region(factors)[1]
+  records = (
+    {
+      "moments": draw.normal(size=(*meta["grid"], 2 * meta["z_channels"])).astype(np.float32),
+      "grains": draw.permutation(np.arange(regions) < n).reshape(meta["regions"]),
+      "label": i % 1000,
+      "index": i,
+      "flipped": False,
+    }
+    for i, n in enumerate(fine)
+  )
+  latents.write(folder, {"classes": ClassTable().to_json()}, records)
+  source, how = latents.LatentSource(folder), {}
+  if shared:
+    tokens = buckets.num_tokens(source.grains, factors)
+    plan = Plan(tokens, batch_size, buckets.quantum(regions, factors), seed=0)
+    add = lambda batch: batch | {"tokens": slots.tables(batch["grains"], factors, shared)}
+    how = dict(positions=lambda step: plan.positions(step)[shared.order()], transform=add)
+  return pipeline.batches(source, batch_size, seed=0, threads=c.data.workers, **how)
+
+
+def optimizer_seconds(block, train_state) -> float:
+  """Median time of the optimizer's update and the average by themselves."""
+  import jax
+  import optax
+
+  from dit_jax.training import optim
+
+  tx = optim.make_tx(block.optim, block.total_steps)
+
+  @jax.jit
+  def update(s):
+    updates, opt = tx.update(s.params, s.opt, s.params)
+    params = optax.apply_updates(s.params, updates)
+    return params, opt, optax.incremental_update(params, s.ema, 1e-4)
+
+  jax.block_until_ready(update(train_state))
+  times = []
+  for _ in range(5):
+    begin = time.perf_counter()
+    jax.block_until_ready(update(train_state))
+    times.append(time.perf_counter() - begin)
+  return statistics.median(times)
+
+
+def alternate(runs: dict, args, peak: float) -> list[dict]:
+  """All kinds in turn; prints and returns a row of each."""
+  for run in runs.values():
+    run.turn(1)
+    run.waited = 0.0
+  times = {kind: [] for kind in runs}
+  for _ in range(args.repeats):
+    for kind, run in runs.items():
+      times[kind].append(run.turn(args.steps) / args.steps)
+  print("kind      img/s     MFU   ms/step  padding   GiB  wait %  optimizer %  compile s  to dit")
+  rows, first = [], statistics.median(times[next(iter(runs))])
+  for kind, run in runs.items():
+    seconds, facts = statistics.median(times[kind]), run.facts
+    row = facts | dict(seconds=seconds, images_per_s=args.batch / seconds)
+    row["mfu"] = args.batch * facts["flops"] / seconds / peak
+    row["input_wait"] = run.waited / (sum(times[kind]) * args.steps)
+    row["optimizer_share"] = facts.get("optimizer_s", 0.0) / seconds
+    row["speed_to_first"] = first / seconds
+    rows.append(row)
+    print(
+      f"{kind:8s} {row['images_per_s']:7.2f} {row['mfu']:7.1%} {seconds * 1e3:9.1f} "
+      f"{facts['padding']:8.3f} {facts['memory_bytes'] / 2**30:5.2f} {row['input_wait']:7.2%} "
+      f"{row['optimizer_share']:12.1%} {facts['compile_s']:10.1f} {row['speed_to_first']:7.2f}",
+      flush=True,
+    )
+  return rows
+
+
+def matmul_rate(cpu: bool) -> float:
+  """FLOPs a second of a large product on one device: what MFU is a share of."""
+  import jax
+  import jax.numpy as jnp
+
+  n, dtype = (1024, jnp.float32) if cpu else (8192, jnp.bfloat16)
+  x, product = jnp.ones((n, n), dtype), jax.jit(lambda x: x @ x)
+  product(x).block_until_ready()
+  times = []
+  for _ in range(9):
+    begin = time.perf_counter()
+    product(x).block_until_ready()
+    times.append(time.perf_counter() - begin)
+  return 2 * n**3 / statistics.median(times)
+
+
+def _has(package: str) -> bool:
+  try:
+    importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+if __name__ == "__main__":
+  sys.path.insert(0, str(ROOT))
+  main()

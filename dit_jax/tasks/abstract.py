@@ -1,0 +1,178 @@
+"""A stage as shapes: its real train step and its real sampling programs, without data or weights.
+
+They compile for devices that need not exist (core.targets), which tells whether a recipe fits them.
+The refined tokens of the images are assumed: normal around the recipe's fine fraction with the
+deviation that photographs have.
+"""
+
+import dataclasses
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.core import buckets, slots
+from dit_jax.sampling import generate
+from dit_jax.tasks import dct, dgt, dit, dvae, latent_stage, sizes
+from dit_jax.training import optim, sharding, state, step
+
+DEVIATION = 0.2  # of the fine fraction among photographs: 0.18 to 0.26
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """The train step of a stage, in the last of its phases.
+
+  Attributes:
+    step: for `step.compile(state, batch)`, or to be called.
+    init: (key, frozen) -> state.
+    state, batch: ShapeDtypeStructs with their places on the mesh.
+    slots: of the batch; None where no stage refines.
+  """
+
+  step: step.Step
+  init: Any
+  state: Any
+  batch: dict
+  slots: slots.Slots | None
+
+
+def prepare(config, name: str, num_children: int, mesh) -> Prepared:
+  """A stage's train step on a mesh of real devices or of a target's.
+
+  Args:
+    config: a recipe.
+    name: the stage.
+    num_children: classes.
+    mesh: from sharding.make_mesh.
+  """
+  block, meta = config[name], sizes.latent_meta(config, num_children)
+  init, phases, normalizers = _trained(config, name, meta)
+  _, _, _, frozen = sizes.parts(config, name, meta)
+  tx = optim.make_tx(block.optim, block.total_steps)
+  create = lambda key, frozen: state.create(init(key), tx, frozen)
+  shapes = jax.eval_shape(create, _key(), frozen())
+  places = sharding.infer(shapes, mesh, config.sharding)
+  jitted = step.make_step(
+    loss_fn=phases[-1][1],
+    normalizers=normalizers,
+    tx=tx,
+    ema_decay=block.ema_decay,
+    seed=config.seed,
+    accum=block.accum,
+    mesh=mesh,
+    state_shardings=places,
+  )
+  shared = None
+  if name == "dct":
+    shared = assumed_slots(config, meta, sharding.num_shards(mesh) * block.accum)
+  batch = _batch(config, name, meta, shared)
+  rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
+  return Prepared(jitted, create, _placed(shapes, places), _placed(batch, rows), shared)
+
+
+def compile_step(config, name: str, num_children: int, mesh):
+  """The executable of a stage's train step; the arguments are those of `prepare`."""
+  prepared = prepare(config, name, num_children, mesh)
+  return prepared.step.compile(prepared.state, prepared.batch)
+
+
+def compile_sampling(config, name: str, num_children: int, devices):
+  """The executable that draws with a stage: its images (at the most tokens), maps or latents."""
+  meta = sizes.latent_meta(config, num_children)
+  init, _, _ = _trained(config, name, meta)
+  params = jax.eval_shape(init, _key())
+  if name == "dvae":
+    places, encode = latent_stage.encoder(config, devices)
+    size, zeros = config.data.image_size, np.zeros
+    rows = {"image": zeros((places.total, size, size, 3), np.uint8)}
+    rows["grains"] = zeros((places.total, *meta["regions"]), np.int32)
+    return encode.lower(*places.shapes(params["gen"], rows)).compile()
+  vae = jax.eval_shape(dvae.DVAETask(config.dvae, config.data.image_size).init, _key())["gen"]
+  meta = meta | {"latent_stats": _no_statistics(meta)}
+  if name == "dgt":
+    model = dgt.make_model(config, meta)
+    maps = lambda params, *args: model.apply(params["dgt"], *args)
+    content = None
+    process = dct.make_process(config.dct.diffusion)
+  else:
+    module = dit if name == "dit" else dct
+    maps, process = None, dct.make_process(config[name].diffusion)
+    model = module.make_model(config, meta)
+    content = latent_stage.gated_content(module.content_fn, model, process)
+  models = latent_stage.sampling_models(config, meta, process, content, maps)
+  generator = generate.Generator(models, generate.Settings(**config.sampling), devices)
+  if name == "dgt":
+    return generator.compile_maps({"dgt": params})
+  return generator.compile_images({"content": params, "dvae": vae})
+
+
+def _batch(config, name: str, meta: dict, shared: slots.Slots | None) -> dict:
+  """Shapes of a global batch."""
+  rows, size = config[name].batch_size, config.data.image_size
+  array = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
+  batch = {
+    "grains": array(jnp.int32, *meta["regions"]),
+    "label": array(jnp.int32),
+    "index": array(jnp.int32),
+  }
+  if name == "dvae":
+    return batch | {"image": array(jnp.uint8, size, size, 3)}
+  batch["moments"] = array(jnp.float32, *meta["grid"], 2 * meta["z_channels"])
+  if shared:
+    zeros = np.zeros(batch["grains"].shape, np.int32)
+    tables = slots.tables(zeros, meta["factors"], shared)
+    batch["tokens"] = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tables)
+  return batch
+
+
+def assumed_tokens(config, meta: dict, count: int = 1000) -> np.ndarray:
+  """Refined tokens of `count` images whose fine fractions are as those of photographs."""
+  codes = np.array((0, *buckets.codes_per_region(meta["factors"])[1:]))
+  regions = meta["regions"][0] * meta["regions"][1]
+  most, mean = regions * int(codes[-1]), regions * float(np.dot(config.dvae.ratios, codes))
+  normal = statistics.NormalDist(mean, DEVIATION * most)
+  tokens = [normal.inv_cdf((i + 0.5) / count) for i in range(count)]
+  return (np.clip(tokens, 0, most) // codes[1] * codes[1]).astype(int)
+
+
+def assumed_slots(config, meta: dict, groups: int) -> slots.Slots:
+  """The slots of a step on such images."""
+  tokens, batch_size = assumed_tokens(config, meta), config.dct.batch_size
+  if config.dct.buckets == "mixed":
+    quantum = buckets.quantum(meta["regions"][0] * meta["regions"][1], meta["factors"])
+    return slots.mixed(tokens, batch_size, quantum, groups)
+  most = tokens.max() if config.dct.buckets == "pad" else tokens.mean()
+  return slots.one(int(most), batch_size, groups)
+
+
+def _trained(config, name: str, meta: dict):
+  """(init, phases, normalizers) of a stage."""
+  if name == "dvae":
+    task = dvae.DVAETask(config.dvae, config.data.image_size)
+    return task.init, ((0, task.loss_fn),), task.normalizers
+  if name == "dgt":
+    model = dgt.make_model(config, meta)
+    return dgt.make_init(model), dgt.make_phases(config, model), dgt.normalizers
+  module = dit if name == "dit" else dct
+  content = dct.make_content(
+    config, name, meta, _no_statistics(meta), module.make_model, module.content_fn
+  )
+  return content.init, content.phases, content.loss.normalizers
+
+
+def _no_statistics(meta: dict) -> dict:
+  shape = (len(meta["factors"]), meta["z_channels"])
+  return {"mean": np.zeros(shape), "std": np.ones(shape)}
+
+
+def _key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(jax.random.key, 0)
+
+
+def _placed(shapes, places):
+  return jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
+  )
