@@ -1,6 +1,6 @@
 """Says what a recipe will cost, and what a data set holds, before anything is trained.
 
-python -m dit_jax.check --config=configs/d2it_xl.py [--json]
+python -m dit_jax.check --config=configs/d2it_xl.py [--target=v5e:4x4] [--json]
 python -m dit_jax.check --data=DIR [--json]
 """
 
@@ -8,16 +8,15 @@ import collections
 import json
 import types
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
 from dit_jax import train
-from dit_jax.core import cli
+from dit_jax.core import cli, targets
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
-from dit_jax.tasks import sizes
+from dit_jax.tasks import abstract, sizes
 
 # Tokens below which both kinds of attention take as long as reading and writing their arrays does
 # on an accelerator: the roofline, at head dim 72 in bfloat16.
@@ -28,21 +27,37 @@ _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="A recipe.", lock_config=True, flag_values=FLAGS
 )
 _DATA = flags.DEFINE_string("data", "", "An image folder.", flag_values=FLAGS)
+_TARGET = flags.DEFINE_string(
+  "target",
+  "",
+  "Compile for a machine that need not be here: v5e:4x4.",
+  flag_values=FLAGS,
+)
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", flag_values=FLAGS)
 
 
 def main():
   if (_CONFIG.value is None) == (not _DATA.value):
     raise UserError("give either --config=FILE.py or --data=DIR; see --help.")
-  facts = of_data(_DATA.value) if _DATA.value else of_config(_CONFIG.value)
+  facts = of_data(_DATA.value) if _DATA.value else of_config(_CONFIG.value, _TARGET.value)
   print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
 
 
-def of_config(config) -> dict:
-  """Sizes of a recipe; see README for the fields."""
-  _, mesh = train.check_recipe(config)
+def of_config(config, target: str = "") -> dict:
+  """Sizes of a recipe; see README for the fields.
+
+  Args:
+    config: the recipe.
+    target: a machine of core.targets, whose compiler counts what the activations take; "" estimates
+      them for the devices that are here, before any compiler fuses.
+  """
+  _, mesh = train.check_recipe(config, devices=_devices(target))
   children, superclasses, note = _classes(config)
   measured = sizes.measure(config, children, mesh)
+  if target:
+    for name in config.stages:
+      analysis = abstract.compile_step(config, name, children, mesh).memory_analysis()
+      measured["activation_bytes"][name] = analysis.temp_size_in_bytes
   return {
     "params": measured["params"],
     "trainable": sum(measured["params"].values()),
@@ -55,9 +70,22 @@ def of_config(config) -> dict:
       "activations": max(measured["activation_bytes"].values()),
     },
     "classes": {"children": children, "superclasses": superclasses, "note": note},
-    "devices": jax.device_count(),
+    "devices": mesh.devices.size,
     "config": json.loads(configs.to_json(config)),
   }
+
+
+def _devices(target: str):
+  if not target:
+    return None
+  try:
+    return targets.devices(target)
+  except (RuntimeError, ValueError, ImportError) as e:
+    reason = str(e).splitlines()[0]
+    raise UserError(
+      f"--target={target} cannot be compiled for here ({reason}); give one as {targets.EXAMPLES}, "
+      "and install the extra tpu or cuda."
+    ) from e
 
 
 def _classes(config) -> tuple[int, int, str]:

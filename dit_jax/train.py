@@ -68,15 +68,20 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   _say(f"everything is in {workdir}: checkpoints, metrics.jsonl and previews of each stage")
 
 
-def check_recipe(config, stage: str = ""):
+def check_recipe(config, stage: str = "", devices=None):
   """The stages to train and the mesh to train them on, if the recipe fits them.
+
+  Args:
+    config: a recipe.
+    stage: this one alone.
+    devices: None takes those that are there.
 
   Raises:
     UserError: what no data and no workdir could mend.
   """
   names = check_stages(config, stage)
   sizes.check_models(config)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(config.mesh, devices)
   for name in names:
     sharding.check_batch(config[name].batch_size, config[name].accum, mesh)
   return names, mesh

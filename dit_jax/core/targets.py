@@ -40,6 +40,7 @@ def devices(target: str) -> list:
 
   Raises:
     ValueError: the name is none of these.
+    RuntimeError: the compiler of the target is not installed.
   """
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no metadata server to ask
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")
@@ -52,7 +53,7 @@ def devices(target: str) -> list:
     ).devices
   if re.fullmatch(r"v\w+:\d+x\d+(x\d+)?", target):
     return topologies.get_topology_desc(target, platform="tpu").devices
-  raise ValueError(f"unknown {target=}; expected a name as {EXAMPLES}.")
+  raise ValueError("no such machine is known")
 
 
 def memory(target: str) -> float:
