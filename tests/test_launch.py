@@ -39,7 +39,7 @@ NEEDED = {
 
 STAND_IN = """
 import json, os, pathlib, shutil, subprocess, sys, time
-tool, words = os.path.basename(sys.argv[0]), sys.argv[1:]
+tool, words = os.path.basename(sys.argv[1]), sys.argv[2:]
 with open(os.environ["CALLS"], "a") as calls:
   calls.write(json.dumps([tool, *words]) + "\\n")
 flags = dict(w[2:].split("=", 1) for w in words if w.startswith("--") and "=" in w)
@@ -119,8 +119,11 @@ class World:
       copy(ROOT / name, self.root / name)
     for name in COMMON:
       (self.bin / name).symlink_to(shutil.which(name))
-    for name in TOOLS:
-      (self.bin / name).write_text(f"#!{sys.executable} -IS\n{STAND_IN}")
+    stand_in = folder / "stand_in.py"
+    stand_in.write_text(STAND_IN)
+    for name in TOOLS:  # a shell's lines: the path of an interpreter may have spaces
+      line = f'exec "{sys.executable}" -IS "{stand_in}" "$0" "$@"'
+      (self.bin / name).write_text(f"#!/bin/sh\n{line}\n")
       (self.bin / name).chmod(0o755)
     self.log.write_text("")
     self.env = {
