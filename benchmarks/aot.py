@@ -86,7 +86,12 @@ def measure(config, name: str, program: str, mesh, args) -> dict:
     if "RESOURCE_EXHAUSTED" not in str(e):
       raise
     refused = " ".join(str(e).split())
-  row = {"config": args.config, "target": args.target, "stage": name, "program": program}
+  row = {
+    "config": pathlib.Path(args.config).name,
+    "target": args.target,
+    "stage": name,
+    "program": program,
+  }
   row |= {"batch": rows_of(config, name, program, mesh), "accum": config[name].accum}
   row |= {"mesh": dict(mesh.shape), "remat": config[name].model.get("remat", "")}
   row["compile_s"] = round(time.monotonic() - begin, 1)

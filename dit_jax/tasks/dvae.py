@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from dit_jax.core import rng
 from dit_jax.core.errors import UserError
@@ -157,8 +158,10 @@ class DVAETask:
 
   def _judge(self, disc, x, y, norm):
     """L_D for real images x and reconstructions y."""
-    logits = self.disc.apply({"params": disc}, jnp.concatenate([x, y]))
-    real, fake = jnp.split(logits, 2)
+    # Interleaved: put one behind the other, half of the images would change their device.
+    both = rearrange([x, y], "two b h w c -> (b two) h w c")
+    logits = self.disc.apply({"params": disc}, both)
+    real, fake = rearrange(logits, "(b two) ... -> two b ...", two=2)
     return 0.5 * jnp.sum(gan.hinge_real(real) + gan.hinge_fake(fake)) / norm["images"]
 
   def _head_of_kernel(self, gen, features):

@@ -1,6 +1,7 @@
 """Programs made of shapes alone: they take what the real stages are given, and count their work."""
 
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from dit_jax.training import memory, sharding
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
 CLASSES = 5
+COLLECTIVE = r" (all-reduce|reduce-scatter|all-gather|all-to-all|collective-permute)(?:-start)?\("
 
 
 def recipe(name="d2it_xl"):
@@ -102,6 +104,14 @@ def test_a_batch_is_cut_into_rows_or_groups(name, stage):
   assert (prepared.slots is None) == (stage != "dct")
   for s in jax.tree.leaves(prepared.batch):
     assert s.sharding.shard_shape(s.shape)[0] * 4 == s.shape[0]
+
+
+def test_images_of_the_autoencoder_stay_on_their_device():
+  """With its critic, which sees real and drawn images in one batch: gradients travel alone."""
+  c = recipe()
+  c.dvae.loss.update(disc_weight=0.75, disc_filters=8)
+  text = abstract.compile_step(c, "dvae", CLASSES, mesh(data=8)).as_text()
+  assert set(re.findall(COLLECTIVE, text)) == {"all-reduce"}
 
 
 @pytest.mark.parametrize("mode", slots.MODES)
