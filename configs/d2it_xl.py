@@ -37,7 +37,7 @@ def get_config(arg=None):
     only=(),  # superclasses that the transformers see; (): all
     workers=2 if tiny else 16,
   )
-  c.latents = dict(flip=True, batch_size=8 if tiny else 64)
+  c.latents = dict(flip=True, batch_size=8 if tiny else 64)  # rows of a program on one device
   c.sampling = dict(
     steps=4 if tiny else 50 if arg.flow else 250,
     stepper="ddim" if arg.flow else "ddpm",  # "ddim" is Euler's method on rectified flow

@@ -29,7 +29,7 @@ def get_config(arg=None):
     only=() if arg.all else ("Smileys & Emotion", "Symbols", "Flags"),
     workers=1,
   )
-  c.latents = dict(flip=False, batch_size=32)
+  c.latents = dict(flip=False, batch_size=32)  # rows of a program on one device
   c.sampling = dict(
     steps=4 if tiny else 50,
     stepper="ddim",  # Euler's method, on rectified flow

@@ -313,17 +313,23 @@ def test_the_exit_code_is_that_of_the_training(world, name):
   assert world.launch(name, "--config=x", CODE="0").returncode == 0
 
 
+def wait_until(happened, seconds=60):
+  """Returns when it has happened, and fails when it does not."""
+  end = time.monotonic() + seconds
+  while not happened():
+    assert time.monotonic() < end, f"waited {seconds} s in vain"
+    time.sleep(0.05)
+
+
 def test_a_second_call_follows_the_run_that_goes_on(world):
   hold = pathlib.Path(f"{world.log}.wait")
   hold.touch()
   line = "launch/tpu_vm.sh --config=x"
   first = world.start(line, **WHERE)
-  while not world.trainings():
-    time.sleep(0.05)
+  wait_until(world.trainings)
   first.kill()  # the connection breaks; the run on the host goes on
   second = world.start(line, **WHERE)
-  while len(world.calls("gcloud", "compute", "tpus", "tpu-vm", "ssh")) < 2:
-    time.sleep(0.05)
+  wait_until(lambda: len(world.calls("gcloud", "compute", "tpus", "tpu-vm", "ssh")) == 2)
   time.sleep(0.5)
   hold.unlink()
   assert second.wait(timeout=60) == 0

@@ -66,7 +66,7 @@ def trained(tmp_path_factory):
   config = recipe(root / "images")
   one = sharding.make_mesh({}, jax.devices()[:1])
   with pytest.MonkeyPatch.context() as patch:  # eight devices take longer to compile for
-    patch.setattr(sharding, "make_mesh", lambda _: one)
+    patch.setattr(sharding, "make_mesh", lambda *_: one)
     train.train_and_evaluate(config, root / "run", "dvae")
   latent_stage.ensure(config, root / "run", None)
   return root / "run", config
