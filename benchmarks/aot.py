@@ -74,18 +74,18 @@ def load(path: str, overrides: list[str]):
 def measure(config, name: str, program: str, mesh, args) -> dict:
   """Compiles one program and prints its row."""
   from dit_jax.tasks import abstract
+  from dit_jax.training import memory
 
   begin, refused, compiled = time.monotonic(), "", None
   classes = config.data.classes[0]
+  if program == "train":
+    compile_ = lambda: abstract.compile_step(config, name, classes, mesh)
+  else:
+    compile_ = lambda: abstract.compile_sampling(config, name, classes, list(mesh.devices.flat))
   try:
-    if program == "train":
-      compiled = abstract.compile_step(config, name, classes, mesh)
-    else:
-      compiled = abstract.compile_sampling(config, name, classes, list(mesh.devices.flat))
-  except Exception as e:
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    refused = " ".join(str(e).split())
+    compiled = memory.compiled(name, compile_)
+  except memory.TooLarge as e:
+    refused = " ".join(str(e.__cause__).split())
   row = {
     "config": pathlib.Path(args.config).name,
     "target": args.target,

@@ -1,8 +1,8 @@
 """How fast are latents read? Records a second of the loader that feeds the content transformer.
 
-  python benchmarks/loader.py [--cache=DIR] [--images=3000] [--threads=0,1,2,4] [--batch-size=256]
+  python benchmarks/loader.py [--cache=DIR] [--images=6000] [--threads=0,1,2,4] [--batch-size=256]
 
-Reads batches of a latent cache, or of a synthetic one of 256-px images and their flipped copies,
+Reads batches of a latent cache, or of one made up for 256 px,
 as the stage `dct` reads them: the records of random images alone, those that the plan of the mixed
 steps names, and these with their token tables, the arrays that go to the device. Medians of runs in
 turn, from the page cache; and the processor time of a record, whatever else the cores are doing.
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 
+import noise_cache
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   numbers = lambda text: [int(part) for part in text.split(",")]
   parser.add_argument("--cache", default="", help="a run's folder latents; made up without")
-  parser.add_argument("--images", type=int, default=3000, help="of a cache that is made up")
+  parser.add_argument("--images", type=int, default=6000, help="of a cache that is made up")
   parser.add_argument("--threads", type=numbers, default=[0, 1, 2, 4])
   parser.add_argument("--batch-size", type=int, default=256)
   parser.add_argument("--steps", type=int, default=60, help="of a run")
@@ -49,20 +50,8 @@ def main() -> None:
 
 def make_up(folder: pathlib.Path, images: int) -> pathlib.Path:
   """A cache of noise; the shares of fine regions spread as those of photographs do."""
-  from dit_jax.data import latents
-
-  draw = np.random.default_rng(0)
-  side = REGIONS * FACTORS[-1] // FACTORS[0]
-
-  def records():
-    for index, share in enumerate(draw.beta(2, 2, images)):
-      grains = (draw.random((REGIONS, REGIONS)) < share).astype(np.uint8)
-      for flipped in (0, 1):
-        moments = draw.standard_normal((side, side, CHANNELS), np.float32)
-        row = {"moments": moments, "grains": grains[:, ::-1] if flipped else grains}
-        yield row | {"label": 0, "index": index, "flipped": flipped}
-
-  latents.write(folder, {"factors": FACTORS, "regions": (REGIONS, REGIONS)}, records())
+  fine = np.random.default_rng(0).beta(2, 2, images) * REGIONS**2
+  noise_cache.write(folder, FACTORS, (REGIONS, REGIONS), fine.round().astype(int), CHANNELS)
   return folder
 
 
@@ -70,23 +59,19 @@ def measure(cache, args) -> list[dict]:
   """A row for every kind of reading and number of threads."""
   from dit_jax.core import buckets, slots
   from dit_jax.data import latents
-  from dit_jax.data.plan import Plan
+  from dit_jax.data import plan as plans
 
   source = latents.LatentSource(cache)
   factors, regions = tuple(source.meta["factors"]), source.grains[0].size
   tokens, size = buckets.num_tokens(source.grains, factors), args.batch_size
   quantum = buckets.quantum(regions, factors)
   shapes = slots.mixed(tokens, size, quantum)
-  plan, order = Plan(tokens, size, quantum, seed=0), shapes.order()
-  planned = lambda step: plan.positions(step)[order]
+  planned = plans.reading(tokens, factors, quantum, shapes, seed=0)
   anywhere = lambda step: np.random.default_rng(step).integers(0, len(source), size)
   kinds = {
     "reads": dict(positions=anywhere),
-    "reads, plan": dict(positions=planned),
-    "reads, plan, tables": dict(
-      positions=planned,
-      transform=lambda batch: batch | {"tokens": slots.tables(batch["grains"], factors, shapes)},
-    ),
+    "reads, plan": dict(positions=planned["positions"]),
+    "reads, plan, tables": planned,
   }
   record = int(np.prod(source.moments_shape)) * 4
   print(f"{len(source):,} records of {record / 2**10:.1f} KiB, batch {size}, {os_cores()} cores")

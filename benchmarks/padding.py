@@ -91,13 +91,13 @@ def tokens_of(data: str, image_size: int, factors: tuple[int, ...]) -> np.ndarra
 
 def planned(model, tokens, shapes, batch_size: int, quantum: int) -> float:
   """Executed over ideal FLOPs of the steps of three epochs."""
-  from dit_jax.data.plan import Plan
+  from dit_jax.data import plan
   from dit_jax.tasks import padding
 
-  plan, order = Plan(tokens, batch_size, quantum, seed=0), shapes.order()
+  positions = plan.reading(tokens, model.factors, quantum, shapes, seed=0)["positions"]
   capacities = np.tile(np.repeat(shapes.capacities, shapes.rows), shapes.groups)
   steps = EPOCHS * len(tokens) // batch_size
-  needed = np.stack([tokens[plan.positions(n)[order]] for n in range(steps)])
+  needed = np.stack([tokens[positions(n)] for n in range(steps)])
   assert (needed <= capacities).all(), "an image does not fit its slot"
   executed = steps * padding.forward_flops(model, capacities).sum()
   return float(executed / padding.forward_flops(model, needed).sum())

@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 
+import noise_cache
+
 ROOT = pathlib.Path(__file__).parents[1]
 KINDS = ("dit", "mixed", "pad", "budget", "torch")
 
@@ -69,6 +71,21 @@ def start(kind: str, args, folder: pathlib.Path, cpu: bool):
   return Torch(args) if kind == "torch" else Ours(kind, args, folder, cpu)
 
 
+def recipe(kind: str, args, cpu: bool):
+  """The recipe of XL with the sizes that are asked for, and one stage."""
+  from dit_jax.core import config as configs
+
+  name = "dct" if kind in ("mixed", "pad", "budget") else "dit"
+  c = configs.load(ROOT / "configs" / ("dit_xl.py" if name == "dit" else "d2it_xl.py"))
+  c.stages, c.data.image_size, block = (name,), args.image_size, c[name]
+  block.batch_size = args.batch
+  block.model.variant = args.variant + ("/2" if name == "dit" else "")
+  block.model.remat, block.model.dtype = args.remat, "float32" if cpu else "bfloat16"
+  if name == "dct":
+    block.buckets = kind
+  return c
+
+
 class Ours:
   """The real train step of dit or dct, fed by the real loader from a cache of random latents."""
 
@@ -76,23 +93,15 @@ class Ours:
     import jax
     import jax.numpy as jnp
 
-    from dit_jax.core import config as configs
     from dit_jax.tasks import abstract, sizes
     from dit_jax.training import memory, sharding
 
-    self.name = "dit" if kind == "dit" else "dct"
-    c = configs.load(ROOT / "configs" / ("dit_xl.py" if kind == "dit" else "d2it_xl.py"))
-    c.data.image_size, block = args.image_size, c[self.name]
-    block.batch_size = args.batch
-    block.model.variant = args.variant + ("/2" if kind == "dit" else "")
-    block.model.remat, block.model.dtype = args.remat, "float32" if cpu else "bfloat16"
-    if kind != "dit":
-      block.buckets = kind
-    self.mesh, self.args = sharding.make_mesh(c.mesh), args
-    prepared = abstract.prepare(c, self.name, c.data.classes[0], self.mesh)
-    meta = sizes.latent_meta(c, c.data.classes[0])
-    self.facts = work(c, self.name, kind, meta, prepared.slots)
-    self.batches = loader(c, self.name, meta, prepared.slots, folder)
+    c = recipe(kind, args, cpu)
+    self.mesh, (name,), classes = sharding.make_mesh(c.mesh), c.stages, c.data.classes[0]
+    prepared = abstract.prepare(c, name, classes, self.mesh)
+    meta = sizes.latent_meta(c, classes)
+    self.facts = {"kind": kind} | work(c, meta, prepared.slots, self.mesh)
+    self.batches = loader(c, meta, prepared.slots, folder)
     begin = time.monotonic()
     self.program = prepared.step.compile(prepared.state, prepared.batch)
     self.facts["compile_s"] = time.monotonic() - begin
@@ -102,7 +111,7 @@ class Ours:
     born = jax.jit(prepared.init, out_shardings=places)
     self.state = born(jax.random.key(0), zeros(prepared.state.frozen))
     self.ready, self.waited = self._next(), 0.0
-    self.facts["optimizer_s"] = optimizer_seconds(c[self.name], self.state)
+    self.facts["optimizer_s"] = optimizer_seconds(c[name], self.state)
 
   def turn(self, steps: int) -> float:
     """Seconds of so many steps; the next batch is read while one runs, as in training."""
@@ -138,9 +147,9 @@ class Torch:
     import torch_dit
 
     from dit_jax.models import dit
+    from dit_jax.training import sharding
 
-    self.name, self.waited, self.torch = "dit", 0.0, torch
-    cuda = torch.cuda.is_available()
+    self.waited, cuda = 0.0, torch.cuda.is_available()
     preset = dit.decode_variant(f"{args.variant}/2")
     begin = time.monotonic()
     self.step = torch_dit.make(
@@ -154,10 +163,10 @@ class Torch:
     )
     self.sync = torch.cuda.synchronize if cuda else (lambda: None)
     self.turn(1)
-    self.facts = dict(kind="torch", compile_s=time.monotonic() - begin, padding=1.0)
+    c = recipe("torch", args, not cuda)
+    self.facts = {"kind": "torch"} | work(c, None, None, sharding.make_mesh(c.mesh))
+    self.facts["compile_s"] = time.monotonic() - begin
     self.facts["memory_bytes"] = torch.cuda.max_memory_allocated() if cuda else 0
-    model = dit.DiT(**preset, grid=(args.image_size // 8,) * 2, num_classes=1000)
-    self.facts["flops"] = 3 * dit_flops(model)
 
   def turn(self, steps: int) -> float:
     begin = time.perf_counter()
@@ -170,71 +179,35 @@ class Torch:
     pass
 
 
-def work(c, name: str, kind: str, meta: dict, shared) -> dict:
+def work(c, meta, shared, mesh) -> dict:
   """Ideal FLOPs of an image's training step, and the padding over them."""
-  from dit_jax.tasks import abstract, dct, dit, padding
+  from dit_jax.tasks import abstract, dct, padding, sizes
 
-  if name == "dit":
-    model = dit.make_model(c, meta)
-    return dict(kind=kind, flops=3 * dit_flops(model), padding=1.0)
-  model = dct.make_model(c, meta)
-  tokens = abstract.assumed_tokens(c, meta)
-  if kind == "budget":
-    tokens[:] = shared.capacities[0]
+  if c.stages == ("dit",):
+    counted = sizes.measure(c, c.data.classes[0], mesh)["flops_per_image"]["dit"]
+    return dict(flops=3 * counted["forward"], padding=1.0)
+  model, tokens = dct.make_model(c, meta), abstract.assumed_tokens(c, meta)
   ideal = float(padding.forward_flops(model, tokens).mean())
-  return dict(kind=kind, flops=3 * ideal, padding=padding.overhead(model, tokens, shared))
+  return dict(flops=3 * ideal, padding=padding.overhead(model, tokens, shared))
 
 
-def dit_flops(model) -> int:
-  """FLOPs of one image's forward pass."""
-  import jax
-  import jax.numpy as jnp
-
-  from dit_jax.core import flops
-
-  one = jax.ShapeDtypeStruct((1,), jnp.float32)
-  z = jax.ShapeDtypeStruct((1, *model.grid, model.z_channels), jnp.float32)
-  label = jax.ShapeDtypeStruct((1,), jnp.int32)
-  params = jax.eval_shape(model.init, jax.random.key(0), z, one, label)
-  return flops.count(model.apply, params, z, one, label)
-
-
-def loader(c, name: str, meta: dict, shared, folder: pathlib.Path):
+def loader(c, meta: dict, shared, folder: pathlib.Path):
   """Batches as training reads them, from a cache of random latents written to `folder`."""
   import numpy as np
 
-  from dit_jax.core import buckets, slots
-  from dit_jax.data import latents, pipeline
-  from dit_jax.data.hierarchy import ClassTable
-  from dit_jax.data.plan import Plan
+  from dit_jax.core import buckets
+  from dit_jax.data import latents, pipeline, plan
   from dit_jax.tasks import abstract
 
-  batch_size, draw = c[name].batch_size, np.random.default_rng(0)
-  count, factors = 4 * batch_size, meta["factors"]
-  regions = meta["regions"][0] * meta["regions"][1]
-  fine = np.zeros(count, int)
+  factors, (rows, cols), how = meta["factors"], meta["regions"], {}
+  batch_size = c[c.stages[0]].batch_size
+  fine = np.zeros(4 * batch_size, int)
   if shared:
-    tokens = abstract.assumed_tokens(c, meta, count)
-    if c.dct.buckets == "budget":
-      tokens[:] = shared.capacities[0]
+    tokens = abstract.assumed_tokens(c, meta, len(fine))
     fine = tokens // buckets.codes_per_region(factors)[1]
-  records = (
-    {
-      "moments": draw.normal(size=(*meta["grid"], 2 * meta["z_channels"])).astype(np.float32),
-      "grains": draw.permutation(np.arange(regions) < n).reshape(meta["regions"]),
-      "label": i % 1000,
-      "index": i,
-      "flipped": False,
-    }
-    for i, n in enumerate(fine)
-  )
-  latents.write(folder, {"classes": ClassTable().to_json()}, records)
-  source, how = latents.LatentSource(folder), {}
-  if shared:
-    tokens = buckets.num_tokens(source.grains, factors)
-    plan = Plan(tokens, batch_size, buckets.quantum(regions, factors), seed=0)
-    add = lambda batch: batch | {"tokens": slots.tables(batch["grains"], factors, shared)}
-    how = dict(positions=lambda step: plan.positions(step)[shared.order()], transform=add)
+    how = plan.reading(tokens, factors, buckets.quantum(rows * cols, factors), shared, seed=0)
+  noise_cache.write(folder, factors, meta["regions"], fine, 2 * meta["z_channels"])
+  source = latents.LatentSource(folder)
   return pipeline.batches(source, batch_size, seed=0, threads=c.data.workers, **how)
 
 

@@ -5,6 +5,7 @@ python -m dit_jax.check --data=DIR [--json]
 """
 
 import collections
+import functools
 import json
 import types
 
@@ -17,6 +18,7 @@ from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
 from dit_jax.tasks import abstract, sizes
+from dit_jax.training import memory
 
 # Tokens below which both kinds of attention take as long as reading and writing their arrays does
 # on an accelerator: the roofline, at head dim 72 in bfloat16.
@@ -28,10 +30,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _DATA = flags.DEFINE_string("data", "", "An image folder.", flag_values=FLAGS)
 _TARGET = flags.DEFINE_string(
-  "target",
-  "",
-  "Compile for a machine that need not be here: v5e:4x4.",
-  flag_values=FLAGS,
+  "target", "", "Compile for a machine that need not be here: v5e:4x4.", flag_values=FLAGS
 )
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", flag_values=FLAGS)
 
@@ -56,8 +55,9 @@ def of_config(config, target: str = "") -> dict:
   measured = sizes.measure(config, children, mesh)
   if target:
     for name in config.stages:
-      analysis = abstract.compile_step(config, name, children, mesh).memory_analysis()
-      measured["activation_bytes"][name] = analysis.temp_size_in_bytes
+      compile_ = functools.partial(abstract.compile_step, config, name, children, mesh)
+      program = memory.compiled(name, compile_)
+      measured["activation_bytes"][name] = program.memory_analysis().temp_size_in_bytes
   return {
     "params": measured["params"],
     "trainable": sum(measured["params"].values()),

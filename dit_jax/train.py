@@ -216,14 +216,11 @@ def _compiled(task: Task, make_step, train_state, batch, first: int) -> list:
   begin = time.monotonic()
   last = max(start for start, _ in task.phases if start <= first)
   phases = [(start, loss_fn) for start, loss_fn in task.phases if start >= last]
-  try:
-    programs = [
-      (start, make_step(loss_fn=loss_fn).compile(train_state, batch)) for start, loss_fn in phases
-    ]
-  except jax.errors.JaxRuntimeError as e:  # TPUs refuse while compiling
-    if "RESOURCE_EXHAUSTED" not in str(e):
-      raise
-    raise UserError(memory.too_little(task.name, str(e).splitlines()[0])) from e
+  compile_ = lambda loss_fn: make_step(loss_fn=loss_fn).compile(train_state, batch)
+  programs = [
+    (start, memory.compiled(task.name, functools.partial(compile_, loss_fn)))
+    for start, loss_fn in phases
+  ]
   for _, program in programs:
     memory.check(task.name, program, jax.local_devices()[0])
   seconds = time.monotonic() - begin
@@ -242,18 +239,14 @@ def _all_stop(asked: bool, now: int, block) -> bool:
 
 def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
   """The state at the last checkpoint or at step 0, born sharded, and its step."""
-  init = lambda key, frozen: state.create(task.init(key), tx, frozen)
-  key = jax.random.fold_in(jax.random.key(config.seed), 0)
-  shapes = jax.eval_shape(init, key, task.frozen)
-  shardings = sharding.infer(shapes, mesh, config.sharding)
-  abstract = jax.tree.map(
-    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
-  )
+  born, abstract = state.abstract(task.init, tx, task.frozen, mesh, config.sharding)
   restored = checkpoints.restore(abstract)
   if restored is None:
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    places = jax.tree.map(lambda s: s.sharding, abstract)
     # Through the host: an array of one device cannot be put on those of other processes.
-    frozen = jax.device_put(jax.device_get(task.frozen), shardings.frozen)
-    return jax.jit(init, out_shardings=shardings)(key, frozen), 0
+    frozen = jax.device_put(jax.device_get(task.frozen), places.frozen)
+    return jax.jit(born, out_shardings=places)(key, frozen), 0
   want = {"seed": config.seed, "fingerprint": task.fingerprint}
   old = restored.data
   if changed := [f"{k}: {old.get(k)} -> {v}" for k, v in want.items() if old.get(k) != v]:

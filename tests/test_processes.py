@@ -3,7 +3,6 @@
 Started by flags on this machine, a CPU device each; the pieces travel over the loopback.
 """
 
-import os
 import pathlib
 import socket
 import subprocess
@@ -65,13 +64,7 @@ def setting(tmp_path_factory):
   config.dct.model.refine_depth = 1
   (folder / "recipe.json").write_text(configs.to_json(config))
   (folder / "recipe.py").write_text(test_resume.RECIPE)
-  flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-  environment = os.environ | {
-    "XLA_FLAGS": " ".join(flags),
-    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  }
+  environment = test_resume.environment(folder)
   Pair(folder / "recipe.py", folder / "straight", environment).finish()
   return folder / "recipe.py", environment, folder / "straight"
 

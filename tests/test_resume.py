@@ -32,6 +32,17 @@ def get_config():
 _BANNER = re.compile(r"^\[(\w+)\] (?:[\d,]+ parameters|encoding)", re.MULTILINE)
 
 
+def environment(folder: pathlib.Path) -> dict[str, str]:
+  """Of the command: one device, and programs kept in the folder, whatever they took to compile."""
+  flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
+  return os.environ | {
+    "XLA_FLAGS": " ".join(flags),
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+  }
+
+
 class Run:
   """The command, running, and what it does to its workdir."""
 
@@ -153,19 +164,13 @@ def test_ten_kills_change_no_bit(tmp_path, capsys):
   (tmp_path / "recipe.json").write_text(configs.to_json(config))
   recipe = tmp_path / "recipe.py"
   recipe.write_text(RECIPE)
-  flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-  environment = os.environ | {
-    "XLA_FLAGS": " ".join(flags),
-    "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-  }
+  surroundings = environment(tmp_path)
   straight, again, killed = (tmp_path / name for name in ("straight", "again", "killed"))
-  Run(recipe, straight, environment).finish()
-  spans = observe(Run(recipe, again, environment))  # as fast as the restarts: nothing to compile
+  Run(recipe, straight, surroundings).finish()
+  spans = observe(Run(recipe, again, surroundings))  # as fast as the restarts: nothing to compile
   phases = []
   for condition, delay in moments(random.Random(0), spans):
-    run = Run(recipe, killed, environment)
+    run = Run(recipe, killed, surroundings)
     assert run.until(condition), run.log.read_text()
     time.sleep(delay)
     phases.append(run.kill())
@@ -174,7 +179,7 @@ def test_ten_kills_change_no_bit(tmp_path, capsys):
       print(
         f"\nkill {len(phases)}: {phases[-1]}, {delay:.2f} s in, saved {steps}", end="", flush=True
       )
-  Run(recipe, killed, environment).finish()
+  Run(recipe, killed, surroundings).finish()
 
   equal = total = 0
   for stage in STAGES:

@@ -59,10 +59,15 @@ def quantum(regions: int, factors: tuple[int, ...]) -> int:
   return max(1, bucket_step(regions, factors) // (4 * whole)) * whole
 
 
-def capacity_for(max_tokens: int, regions: int, factors: tuple[int, ...]) -> int:
-  """The smallest positive multiple of the bucket step that holds max_tokens."""
+def edges_needed(tokens: np.ndarray | int, step: int) -> np.ndarray:
+  """The smallest multiple of a step that holds each number of tokens, in steps: 1 or more."""
+  return np.maximum(1, -(-np.asarray(tokens) // step)).astype(np.int32)
+
+
+def capacity_for(tokens: np.ndarray | int, regions: int, factors: tuple[int, ...]) -> np.ndarray:
+  """The smallest positive multiple of the bucket step that holds each number of tokens."""
   step = bucket_step(regions, factors)
-  return max(1, -(-max_tokens // step)) * step
+  return edges_needed(tokens, step) * step
 
 
 def token_index(grains: np.ndarray, factors: tuple[int, ...], capacity: int) -> TokenIndex:

@@ -10,6 +10,11 @@ import jax
 from dit_jax.core.typing import Array, Int, Key
 
 
+def abstract_key() -> jax.ShapeDtypeStruct:
+  """The shape of a key, for `jax.eval_shape`."""
+  return jax.eval_shape(jax.random.key, 0)
+
+
 def image_keys(seed: int, step, index: Int[Array, " b"]) -> Key[Array, " b"]:
   """One key per image of the batch of `step`; `step` may be traced."""
   root = jax.random.fold_in(jax.random.key(seed), step)

@@ -17,7 +17,7 @@ import numpy as np
 from dit_jax.core import buckets
 
 MODES = ("mixed", "pad", "budget")
-MOST = 8  # capacities; each compiles the refinement once more
+MOST = 8  # capacities; each compiles attention once more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,11 +55,6 @@ class Slots:
     return np.concatenate(parts, axis=1).ravel()
 
 
-def edges_needed(tokens: np.ndarray, quantum: int) -> np.ndarray:
-  """The smallest edge that holds each image, in quanta: 1 or more."""
-  return np.maximum(1, -(-np.asarray(tokens) // quantum)).astype(np.int32)
-
-
 def at_least(tokens: np.ndarray, batch_size: int, quantum: int, unit: int = 1) -> np.ndarray:
   """Eq. (1): the slots that must hold 1, 2, ... quanta or more, descending from the batch size.
 
@@ -72,11 +67,21 @@ def at_least(tokens: np.ndarray, batch_size: int, quantum: int, unit: int = 1) -
     quantum: tokens from one edge to the next.
     unit: every number is a multiple of it.
   """
-  needed = edges_needed(tokens, quantum)
+  needed = buckets.edges_needed(tokens, quantum)
   spare = 2 / max(1, len(needed) // batch_size) if len(needed) % batch_size else 0.0
   share = np.cumsum(np.bincount(needed)[:0:-1])[::-1] / len(needed)
   slots = np.ceil((batch_size * share + spare) / unit - 1e-9).astype(int) * unit
   return np.minimum(slots, batch_size)
+
+
+def of_mode(mode: str, tokens: np.ndarray, batch_size: int, quantum: int, groups: int = 1) -> Slots:
+  """The slots of a step: "mixed" ones, or one shape that holds every image.
+
+  Under "budget" all images have as many tokens, and so that shape pads none.
+  """
+  if mode == "mixed":
+    return mixed(tokens, batch_size, quantum, groups)
+  return one(max(1, int(tokens.max())), batch_size, groups)
 
 
 def mixed(tokens: np.ndarray, batch_size: int, quantum: int, groups: int = 1) -> Slots:

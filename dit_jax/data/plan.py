@@ -14,7 +14,26 @@ import threading
 
 import numpy as np
 
-from dit_jax.core import slots
+from dit_jax.core import buckets, slots
+
+
+def reading(
+  tokens: np.ndarray, factors: tuple[int, ...], quantum: int, shapes: slots.Slots, seed: int
+) -> dict:
+  """How pipeline.batches reads the planned steps: `positions`, and the token tables' `transform`.
+
+  Args:
+    tokens: refinement tokens of every image.
+    factors: f_1 < ... < f_k.
+    quantum: tokens from one edge to the next.
+    shapes: of a step.
+    seed: of all orders.
+  """
+  planned, order = Plan(tokens, sum(shapes.counts), quantum, seed), shapes.order()
+  return {
+    "positions": lambda step: planned.positions(step)[order],
+    "transform": lambda batch: batch | {"tokens": slots.tables(batch["grains"], factors, shapes)},
+  }
 
 
 class Plan:
@@ -28,7 +47,7 @@ class Plan:
   """
 
   def __init__(self, tokens: np.ndarray, batch_size: int, quantum: int, seed: int):
-    self.needed = slots.edges_needed(tokens, quantum)
+    self.needed = buckets.edges_needed(tokens, quantum)
     self.batch_size, self.seed = batch_size, seed
     least = slots.at_least(tokens, batch_size, quantum)
     self.counts = np.diff([0, *least[::-1]])  # slots of every edge, the largest first

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.core import buckets, rng, slots
+from dit_jax.core import buckets, rng
 from dit_jax.core.errors import UserError
 from dit_jax.diffusion import guidance as guidance_
 from dit_jax.diffusion import sampler, steppers
@@ -105,9 +105,10 @@ class Generator:
     if self.models.map_logits is None:
       return np.zeros((len(label), *self.models.regions), np.int32)
     params = self.rows.everywhere(params)
-    run = lambda rows: self._maps(params, rows, np.uint32(seed))
-    chunks = self._chunks({"label": label, "index": index})
-    return np.concatenate([np.asarray(run(rows))[:kept] for rows, kept in chunks])
+    drawn = []
+    for places, rows in self._chunks({"label": label, "index": index}, np.arange(len(label))):
+      drawn.append(np.asarray(self._maps(params, rows, np.uint32(seed)))[: len(places)])
+    return np.concatenate(drawn)
 
   def images(
     self,
@@ -129,7 +130,7 @@ class Generator:
       batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
     """
     rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
-    params = self.rows.everywhere(params)
+    params, scale = self.rows.everywhere(params), np.float32(self.settings.guidance)
     out, in_flight = None, []
 
     def collect(out):
@@ -141,14 +142,9 @@ class Generator:
       return out
 
     for capacity, members in self._by_capacity(rows["grains"]):
-      own = {name: np.asarray(x)[members] for name, x in rows.items()}
-      own |= self._tokens(own["grains"], capacity)
-      done = 0
-      for chunk, kept in self._chunks(own):
-        scale = np.float32(self.settings.guidance)
-        pictures = self._images(params, chunk, np.uint32(seed), scale)
-        in_flight.append((members[done : done + kept], pictures))
-        done += kept
+      for places, chunk in self._chunks(rows, members):
+        chunk |= self._tokens(chunk["grains"], capacity)
+        in_flight.append((places, self._images(params, chunk, np.uint32(seed), scale)))
         if len(in_flight) * self.rows.total >= batch:
           out = collect(out)
     return collect(out)
@@ -182,22 +178,23 @@ class Generator:
     if len(factors) == 1:
       yield 0, np.arange(len(grains))
       return
-    step = buckets.bucket_step(grains.shape[1] * grains.shape[2], factors)
-    edges = slots.edges_needed(buckets.num_tokens(grains, factors), step)
-    for edge in np.unique(edges):
-      yield int(edge) * step, np.flatnonzero(edges == edge)
+    regions = grains.shape[1] * grains.shape[2]
+    capacities = buckets.capacity_for(buckets.num_tokens(grains, factors), regions, factors)
+    for capacity in np.unique(capacities):
+      yield int(capacity), np.flatnonzero(capacities == capacity)
 
   def _tokens(self, grains: np.ndarray, capacity: int) -> dict:
     if not capacity:
       return {}
     return buckets.token_index(grains, self.models.factors, capacity)._asdict()
 
-  def _chunks(self, rows: dict) -> Iterator[tuple[dict, int]]:
-    """Full chunks of rows, the last one padded by repeating its last row."""
-    total, size = len(rows["label"]), self.rows.total
-    for start in range(0, total, size):
-      take = np.minimum(np.arange(start, start + size), total - 1)
-      yield {k: np.asarray(v)[take] for k, v in rows.items()}, min(size, total - start)
+  def _chunks(self, rows: dict, members: np.ndarray) -> Iterator[tuple[np.ndarray, dict]]:
+    """Members and their rows, a program's number at a time; the last row is repeated to fill it."""
+    size = self.rows.total
+    for start in range(0, len(members), size):
+      places = members[start : start + size]
+      take = np.pad(places, (0, size - len(places)), mode="edge")
+      yield places, {name: np.asarray(x)[take] for name, x in rows.items()}
 
   def _sample_maps(self, params, rows, seed):
     m, s = self.models, self.settings

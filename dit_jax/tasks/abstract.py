@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.core import buckets, slots
+from dit_jax.core import buckets, rng, slots
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, dvae, latent_stage, sizes
+from dit_jax.tasks import dct, dgt, dvae, latent_stage, sizes
 from dit_jax.training import optim, sharding, state, step
 
 DEVIATION = 0.2  # of the fine fraction among photographs: 0.18 to 0.26
@@ -52,9 +52,7 @@ def prepare(config, name: str, num_children: int, mesh) -> Prepared:
   init, phases, normalizers = _trained(config, name, meta)
   _, _, _, frozen = sizes.parts(config, name, meta)
   tx = optim.make_tx(block.optim, block.total_steps)
-  create = lambda key, frozen: state.create(init(key), tx, frozen)
-  shapes = jax.eval_shape(create, _key(), frozen())
-  places = sharding.infer(shapes, mesh, config.sharding)
+  born, shapes = state.abstract(init, tx, frozen(), mesh, config.sharding)
   jitted = step.make_step(
     loss_fn=phases[-1][1],
     normalizers=normalizers,
@@ -63,14 +61,14 @@ def prepare(config, name: str, num_children: int, mesh) -> Prepared:
     seed=config.seed,
     accum=block.accum,
     mesh=mesh,
-    state_shardings=places,
+    state_shardings=jax.tree.map(lambda s: s.sharding, shapes),
   )
   shared = None
   if name == "dct":
     shared = assumed_slots(config, meta, sharding.num_shards(mesh) * block.accum)
   batch = _batch(config, name, meta, shared)
   rows = jax.tree.map(lambda _: sharding.batch_sharding(mesh), batch)
-  return Prepared(jitted, create, _placed(shapes, places), _placed(batch, rows), shared)
+  return Prepared(jitted, born, shapes, sharding.placed(batch, rows), shared)
 
 
 def compile_step(config, name: str, num_children: int, mesh):
@@ -83,14 +81,13 @@ def compile_sampling(config, name: str, num_children: int, devices):
   """The executable that draws with a stage: its images (at the most tokens), maps or latents."""
   meta = sizes.latent_meta(config, num_children)
   init, _, _ = _trained(config, name, meta)
-  params = jax.eval_shape(init, _key())
+  params = jax.eval_shape(init, rng.abstract_key())
   if name == "dvae":
     places, encode = latent_stage.encoder(config, devices)
     size, zeros = config.data.image_size, np.zeros
     rows = {"image": zeros((places.total, size, size, 3), np.uint8)}
     rows["grains"] = zeros((places.total, *meta["regions"]), np.int32)
     return encode.lower(*places.shapes(params["gen"], rows)).compile()
-  vae = jax.eval_shape(dvae.DVAETask(config.dvae, config.data.image_size).init, _key())["gen"]
   meta = meta | {"latent_stats": _no_statistics(meta)}
   if name == "dgt":
     model = dgt.make_model(config, meta)
@@ -98,7 +95,7 @@ def compile_sampling(config, name: str, num_children: int, devices):
     content = None
     process = dct.make_process(config.dct.diffusion)
   else:
-    module = dit if name == "dit" else dct
+    module = sizes.TRANSFORMERS[name]
     maps, process = None, dct.make_process(config[name].diffusion)
     model = module.make_model(config, meta)
     content = latent_stage.gated_content(module.content_fn, model, process)
@@ -106,7 +103,7 @@ def compile_sampling(config, name: str, num_children: int, devices):
   generator = generate.Generator(models, generate.Settings(**config.sampling), devices)
   if name == "dgt":
     return generator.compile_maps({"dgt": params})
-  return generator.compile_images({"content": params, "dvae": vae})
+  return generator.compile_images({"content": params, "dvae": sizes.dvae_shapes(config)})
 
 
 def _batch(config, name: str, meta: dict, shared: slots.Slots | None) -> dict:
@@ -129,11 +126,13 @@ def _batch(config, name: str, meta: dict, shared: slots.Slots | None) -> dict:
 
 
 def assumed_tokens(config, meta: dict, count: int = 1000) -> np.ndarray:
-  """Refined tokens of `count` images whose fine fractions are as those of photographs."""
+  """Refined tokens of `count` images with fine fractions as photographs', or all the budget's."""
   codes = np.array((0, *buckets.codes_per_region(meta["factors"])[1:]))
   regions = meta["regions"][0] * meta["regions"][1]
   most, mean = regions * int(codes[-1]), regions * float(np.dot(config.dvae.ratios, codes))
   normal = statistics.NormalDist(mean, DEVIATION * most)
+  if config.dct.buckets == "budget":
+    return np.full(count, int(mean) // codes[1] * codes[1])
   tokens = [normal.inv_cdf((i + 0.5) / count) for i in range(count)]
   return (np.clip(tokens, 0, most) // codes[1] * codes[1]).astype(int)
 
@@ -141,11 +140,8 @@ def assumed_tokens(config, meta: dict, count: int = 1000) -> np.ndarray:
 def assumed_slots(config, meta: dict, groups: int) -> slots.Slots:
   """The slots of a step on such images."""
   tokens, batch_size = assumed_tokens(config, meta), config.dct.batch_size
-  if config.dct.buckets == "mixed":
-    quantum = buckets.quantum(meta["regions"][0] * meta["regions"][1], meta["factors"])
-    return slots.mixed(tokens, batch_size, quantum, groups)
-  most = tokens.max() if config.dct.buckets == "pad" else tokens.mean()
-  return slots.one(int(most), batch_size, groups)
+  quantum = buckets.quantum(meta["regions"][0] * meta["regions"][1], meta["factors"])
+  return slots.of_mode(config.dct.buckets, tokens, batch_size, quantum, groups)
 
 
 def _trained(config, name: str, meta: dict):
@@ -156,7 +152,7 @@ def _trained(config, name: str, meta: dict):
   if name == "dgt":
     model = dgt.make_model(config, meta)
     return dgt.make_init(model), dgt.make_phases(config, model), dgt.normalizers
-  module = dit if name == "dit" else dct
+  module = sizes.TRANSFORMERS[name]
   content = dct.make_content(
     config, name, meta, _no_statistics(meta), module.make_model, module.content_fn
   )
@@ -166,13 +162,3 @@ def _trained(config, name: str, meta: dict):
 def _no_statistics(meta: dict) -> dict:
   shape = (len(meta["factors"]), meta["z_channels"])
   return {"mean": np.zeros(shape), "std": np.ones(shape)}
-
-
-def _key() -> jax.ShapeDtypeStruct:
-  return jax.eval_shape(jax.random.key, 0)
-
-
-def _placed(shapes, places):
-  return jax.tree.map(
-    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
-  )

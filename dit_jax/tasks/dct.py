@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.core import rng, slots
+from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
-from dit_jax.data.plan import Plan
+from dit_jax.data import plan
 from dit_jax.diffusion import losses, process, schedules
 from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
@@ -172,8 +172,8 @@ def make_content(
     args = [z, jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)]
     if len(factors) > 1:
       grains = np.zeros((1, *meta["regions"]), np.int32)
-      smallest = slots.tables(grains, factors, slots.one(1, 1))
-      args += [jnp.asarray(grains), jax.tree.map(jnp.asarray, smallest)]
+      index = buckets.token_index(grains, factors, capacity=1)
+      args += [jnp.asarray(grains), jax.tree.map(jnp.asarray, index)]
     return model.init(key, *args)
 
   return Content(model, loss, phases, init)
@@ -185,26 +185,13 @@ def build(config, workdir, mesh) -> Task:
   statistics = latent_stage.statistics(cache)
   content = make_content(config, "dct", cache.meta, statistics, make_model, content_fn)
   block, factors = config.dct, tuple(cache.meta["factors"])
+  tokens, quantum = latent_stage.num_tokens(cache), latent_stage.quantum(cache)
   groups = sharding.num_shards(mesh) * block.accum
-  shapes = latent_stage.make_slots(cache, block.buckets, block.batch_size, groups)
-  tokens, order = latent_stage.num_tokens(cache), shapes.order()
-  plan = Plan(tokens, block.batch_size, latent_stage.quantum(cache), config.seed)
+  shapes = slots.of_mode(block.buckets, tokens, block.batch_size, quantum, groups)
   if jax.process_index() == 0:
     print(_describe(shapes, padding.overhead(content.model, tokens, shapes)), flush=True)
-
-  def add_tokens(batch):
-    return batch | {"tokens": slots.tables(batch["grains"], factors, shapes)}
-
-  return content_task(
-    config,
-    workdir,
-    cache,
-    "dct",
-    content,
-    content_fn,
-    transform=add_tokens,
-    positions=lambda step: plan.positions(step)[order],
-  )
+  how = plan.reading(tokens, factors, quantum, shapes, config.seed)
+  return content_task(config, workdir, cache, "dct", content, content_fn, **how)
 
 
 def content_task(config, workdir, cache, name: str, content: Content, content_fn, **how) -> Task:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dit_jax.core import buckets, clock, slots
+from dit_jax.core import buckets, clock
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
@@ -123,21 +123,6 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
   print(f"[latents] encoding {len(source):,} images into {folder}", flush=True)
   with contextlib.closing(progress):
     latents.write(folder, meta, records())
-
-
-def make_slots(cache, mode: str, batch_size: int, groups: int) -> slots.Slots:
-  """The static shapes of a step on the cache's maps.
-
-  Args:
-    cache: the latents.
-    mode: one of slots.MODES.
-    batch_size: of the global batch.
-    groups: shards x micro-batches.
-  """
-  tokens = num_tokens(cache)
-  if mode == "mixed":
-    return slots.mixed(tokens, batch_size, quantum(cache), groups)
-  return slots.one(max(1, int(tokens.max())), batch_size, groups)  # by budget, all have as many
 
 
 def encoder(config, devices=None):

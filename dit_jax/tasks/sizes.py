@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.core import buckets, flops, slots
+from dit_jax.core import buckets, flops, rng, slots
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.diffusion import losses
@@ -16,7 +16,7 @@ from dit_jax.tasks import dct, dgt, dit, dvae
 from dit_jax.training import optim, sharding, state
 
 DTYPES = ("float32", "bfloat16")
-_TRANSFORMERS = {"dgt": dgt, "dct": dct, "dit": dit}
+TRANSFORMERS = {"dgt": dgt, "dct": dct, "dit": dit}
 
 
 def check_models(config) -> None:
@@ -42,7 +42,7 @@ def check_models(config) -> None:
       )
     optim.make_tx(config[name].optim, config[name].total_steps)
     init, _, loss, frozen = parts(config, name, meta)
-    params = jax.eval_shape(init, _abstract_key())
+    params = jax.eval_shape(init, rng.abstract_key())
     if name == "dvae":
       jax.eval_shape(loss, params, frozen())
     elif name == "dgt":
@@ -54,10 +54,6 @@ def check_models(config) -> None:
       raise UserError(
         f"dct.buckets={config.dct.buckets!r} is unknown; choose one of {', '.join(slots.MODES)}."
       )
-
-
-def _abstract_key() -> jax.ShapeDtypeStruct:
-  return jax.eval_shape(jax.random.key, 0)
 
 
 def _check_range(config, field: str, low: float, high: float = math.inf) -> None:
@@ -127,7 +123,7 @@ def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
   for name in config.stages:
     if name == "dvae":
       continue
-    model = _TRANSFORMERS[name].make_model(config, meta)
+    model = TRANSFORMERS[name].make_model(config, meta)
     found[name] = {}
     for number, length in enumerate(model.block_tokens):
       if model.attention.of_block(number, length):
@@ -144,23 +140,20 @@ def measure(config, num_children: int, mesh) -> dict:
   Functions are traced as for a CPU, whose programs can be counted, so no figure depends on the
   device.
   """
-  with jax.sharding.use_abstract_mesh(flops.CPU):
-    return _measure(config, num_children, mesh)
-
-
-def _measure(config, num_children: int, mesh) -> dict:
   meta = latent_meta(config, num_children)
   out = {"params": {}, "flops_per_image": {}, "state_bytes": {}, "activation_bytes": {}}
   for name in config.stages:
     init, forward, loss, frozen = parts(config, name, meta)
-    params, frozen = jax.eval_shape(init, _abstract_key()), frozen()
+    params, frozen = jax.eval_shape(init, rng.abstract_key()), frozen()
     grad = jax.grad(loss)
     out["params"][name] = trees.count(params)
     out["flops_per_image"][name] = {
       "forward": flops.count(forward, params),
       "train": flops.count(grad, params, frozen),
     }
-    out["state_bytes"][name] = _state_bytes(config, name, params, frozen, mesh)
+    tx = optim.make_tx(config[name].optim, config[name].total_steps)
+    _, born = state.abstract(init, tx, frozen, mesh, config.sharding)
+    out["state_bytes"][name] = _local_bytes(born)
     rows = config[name].batch_size // sharding.num_shards(mesh)
     _, _, loss, _ = parts(config, name, meta, rows // config[name].accum)
     out["activation_bytes"][name] = _kept_bytes(loss, params, frozen)
@@ -186,7 +179,7 @@ def _dvae(config, name, meta, rows):
     if task.lpips is None:
       return {}
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    return {"lpips": jax.eval_shape(task.lpips.init, _abstract_key(), x, x)["params"]}
+    return {"lpips": jax.eval_shape(task.lpips.init, rng.abstract_key(), x, x)["params"]}
 
   def forward(params):
     return task.reconstruct(params, *batch().values())
@@ -199,7 +192,7 @@ def _dvae(config, name, meta, rows):
 
 
 def _transformer(config, name, meta, rows):
-  module = _TRANSFORMERS[name]
+  module = TRANSFORMERS[name]
   model = module.make_model(config, meta)
 
   def inputs():
@@ -217,10 +210,7 @@ def _transformer(config, name, meta, rows):
     return model.apply(params, *inputs())
 
   def frozen():
-    if name == "dgt":
-      return {}
-    init, *_ = _dvae(config, "dvae", meta, 1)
-    return {"dvae": jax.eval_shape(init, _abstract_key())["gen"]}  # for previews
+    return {} if name == "dgt" else {"dvae": dvae_shapes(config)}  # for previews
 
   return (
     lambda key: model.init(key, *inputs()),
@@ -228,6 +218,12 @@ def _transformer(config, name, meta, rows):
     lambda params, frozen: jnp.sum(forward(params).astype(jnp.float32)),
     frozen,
   )
+
+
+def dvae_shapes(config) -> dict:
+  """The shapes of the DVAE's own weights, without its critic's."""
+  task = dvae.DVAETask(config.dvae, config.data.image_size)
+  return jax.eval_shape(task.init, rng.abstract_key())["gen"]
 
 
 def _kept_bytes(loss, params, frozen) -> int:
@@ -238,15 +234,12 @@ def _kept_bytes(loss, params, frozen) -> int:
     given = {id(x) for x in jax.tree.leaves((params, frozen))}
     return [x for x in jax.tree.leaves(pull) if id(x) not in given]
 
-  return sum(x.size * x.dtype.itemsize for x in jax.eval_shape(kept, params, frozen))
+  with jax.sharding.use_abstract_mesh(flops.CPU):
+    return sum(x.size * x.dtype.itemsize for x in jax.eval_shape(kept, params, frozen))
 
 
-def _state_bytes(config, name: str, params, frozen, mesh) -> int:
-  """Parameters, optimiser, EMA and frozen weights on one device, by the sharding rules."""
-  tx = optim.make_tx(config[name].optim, config[name].total_steps)
-  shapes = jax.eval_shape(lambda p, f: state.create(p, tx, f), params, frozen)
-  placed = sharding.infer(shapes, mesh, config.sharding)
-  local = jax.tree.map(
-    lambda s, where: int(np.prod(where.shard_shape(s.shape))) * s.dtype.itemsize, shapes, placed
+def _local_bytes(shapes) -> int:
+  """What placed shapes take of one device."""
+  return sum(
+    math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(shapes)
   )
-  return sum(jax.tree.leaves(local))

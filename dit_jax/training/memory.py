@@ -1,6 +1,30 @@
 """What a compiled program takes of a device's memory, and what helps where it is too much."""
 
+import jax
+
 from dit_jax.core.errors import UserError
+
+
+class TooLarge(UserError):
+  """A program does not fit a device's memory."""
+
+
+def compiled(stage: str, compile_):
+  """What `compile_()` returns.
+
+  Args:
+    stage: name for the message.
+    compile_: compiles a program; for TPUs, that refuses one too large for them.
+
+  Raises:
+    TooLarge: it did; its cause is the compiler's own error.
+  """
+  try:
+    return compile_()
+  except jax.errors.JaxRuntimeError as e:
+    if "RESOURCE_EXHAUSTED" not in str(e):
+      raise
+    raise TooLarge(_too_little(stage, str(e).splitlines()[0])) from e
 
 
 def needed(program) -> int:
@@ -19,18 +43,18 @@ def check(stage: str, program, device) -> None:
     device: one of those that it runs on; one that does not say its limit (a CPU) takes anything.
 
   Raises:
-    UserError: with the bytes and the fields that help.
+    TooLarge: with the bytes and the fields that help.
   """
   limit = (device.memory_stats() or {}).get("bytes_limit")
   if limit and needed(program) > limit:
-    raise UserError(
-      too_little(
+    raise TooLarge(
+      _too_little(
         stage, f"{needed(program) / 2**30:.2f} GiB of the {limit / 2**30:.2f} GiB of {device}"
       )
     )
 
 
-def too_little(stage: str, what: str) -> str:
+def _too_little(stage: str, what: str) -> str:
   """The message for a step that does not fit."""
   remat = "" if stage == "dvae" else f"set {stage}.model.remat=dots or full, "
   return (

@@ -82,6 +82,13 @@ def infer(shapes, mesh: Mesh, rules=()):
   return jax.tree_util.tree_map_with_path(decide, shapes)
 
 
+def placed(shapes, places):
+  """Shapes with their places, as `jit(...).lower` and checkpoints take them."""
+  return jax.tree.map(
+    lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, places
+  )
+
+
 def describe(shapes, shardings) -> list[str]:
   """One line a leaf, "params/head/kernel [1024, 64] split over ('fsdp', None)", for the log."""
   specs = trees.flatten(shardings)

@@ -5,7 +5,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dit_jax.core import rng
 from dit_jax.core.typing import Array, Int
+from dit_jax.training import sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -46,3 +48,20 @@ def create(params, tx: optax.GradientTransformation, frozen=None) -> TrainState:
     bad_streak=bad_streak,
     skipped=skipped,
   )
+
+
+def abstract(init, tx: optax.GradientTransformation, frozen, mesh, rules=()):
+  """How a state is born, and what it is made of, before any of it is there.
+
+  Args:
+    init: key -> params.
+    tx: the optax transformation.
+    frozen: arrays or ShapeDtypeStructs of the frozen weights.
+    mesh, rules: as for `sharding.infer`.
+
+  Returns:
+    (key, frozen) -> state, and a state of ShapeDtypeStructs with their places on the mesh.
+  """
+  born = lambda key, frozen: create(init(key), tx, frozen)
+  shapes = jax.eval_shape(born, rng.abstract_key(), frozen)
+  return born, sharding.placed(shapes, sharding.infer(shapes, mesh, rules))

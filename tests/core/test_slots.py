@@ -89,7 +89,7 @@ def test_what_was_planned_for_one_group_fits_on_every_mesh(groups):
 
 
 def test_no_token_still_needs_a_slot():
-  np.testing.assert_array_equal(slots.edges_needed([0, 1, 8, 9, 64], STEP), [1, 1, 1, 2, 8])
+  np.testing.assert_array_equal(buckets.edges_needed([0, 1, 8, 9, 64], STEP), [1, 1, 1, 2, 8])
   assert slots.mixed(np.zeros(20, int), 4, STEP) == slots.one(STEP, 4)
 
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dit_jax.core import slots
+from dit_jax.core import buckets, slots
 from dit_jax.data.pipeline import batch_at, batches
-from dit_jax.data.plan import Plan
+from dit_jax.data.plan import Plan, reading
 
 STEP = 8
 
@@ -121,3 +121,20 @@ def test_steps_0_to_200_are_the_same_whoever_reads_them(processes):
   plan = Plan(tokens, 32, STEP, seed=4)
   one = batch_at(source, 32, 4, 5, positions=plan.positions)["index"]
   assert set(one) == set(want[5])  # whatever the groups
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_reading_lays_the_planned_images_out_in_their_slots(groups):
+  draw = np.random.default_rng(0)
+  maps = (draw.random((40, 4, 4)) < draw.random((40, 1, 1))).astype(np.int32)
+  tokens = buckets.num_tokens(maps, (8, 16))
+  shapes = slots.mixed(tokens, 16, STEP, groups)
+  how = reading(tokens, (8, 16), STEP, shapes, seed=3)
+  capacities = np.tile(np.repeat(shapes.capacities, shapes.rows), groups)
+  for step in range(5):
+    images = how["positions"](step)
+    assert sorted(images) == sorted(Plan(tokens, 16, STEP, 3).positions(step))
+    assert (tokens[images] <= capacities).all()
+    batch = how["transform"]({"grains": maps[images]})
+    lengths = np.concatenate([part.length for part in batch["tokens"]], axis=1)
+    np.testing.assert_array_equal(lengths.ravel(), tokens[images])

@@ -173,7 +173,7 @@ def test_mixed_bucketed_and_padded_steps_agree(which, groups):
   mixed = compiled(which)(tables(in_slots, shapes), norm)
   alone = []
   for i in range(6):
-    capacity = 8 * int(slots.edges_needed(n[i], 8))
+    capacity = 8 * int(buckets.edges_needed(n[i], 8))
     one = tables(rows(batch, slice(i, i + 1)), slots.one(capacity, 1))
     alone.append(compiled(which)(one, norm))
   bucketed = jax.tree.map(lambda *parts: np.sum(parts, axis=0), *alone)

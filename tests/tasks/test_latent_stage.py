@@ -262,7 +262,7 @@ def test_slots_hold_every_map(trained, mode):
   cells = np.asarray(structure.cell_grains(jax.numpy.asarray(cache.grains, int), FACTORS))
   tokens = (cells == 1).sum((1, 2))  # a fine cell is a token
   np.testing.assert_array_equal(latent_stage.num_tokens(cache), tokens)
-  shapes = latent_stage.make_slots(cache, mode, 6, 2)
+  shapes = slots.of_mode(mode, tokens, 6, latent_stage.quantum(cache), 2)
   assert (sum(shapes.counts), shapes.groups) == (6, 2)
   most, quantum = int(tokens.max()), buckets.quantum(16, FACTORS)
   assert most <= max(shapes.capacities) < most + quantum

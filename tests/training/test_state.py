@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dit_jax.training import state
+from dit_jax.training import sharding, state
 
 TX = optax.adam(1e-2)
 
@@ -46,3 +46,18 @@ def test_counters_start_at_zero_and_frozen_is_kept():
 def test_a_state_is_born_from_shapes_alone():
   shapes = jax.eval_shape(lambda: state.create(params(), TX))
   chex.assert_trees_all_equal_shapes_and_dtypes(shapes, state.create(params(), TX))
+
+
+def test_abstract_is_what_is_born_and_where():
+  mesh = sharding.make_mesh({"data": -1, "fsdp": 2})
+  init = lambda key: {"a": jax.random.normal(key, (256, 512)), "b": jnp.zeros(3)}
+  frozen = {"f": jnp.ones((512, 256))}
+  born, shapes = state.abstract(init, TX, frozen, mesh)
+  places = jax.tree.map(lambda s: s.sharding, shapes)
+  got = jax.jit(born, out_shardings=places)(jax.random.key(0), frozen)
+  chex.assert_trees_all_equal_shapes_and_dtypes(got, shapes)
+  chex.assert_trees_all_equal(got.params, got.ema)
+  assert shapes.params["a"].sharding.shard_shape((256, 512)) == (256, 256)
+  assert shapes.frozen["f"].sharding.shard_shape((512, 256)) == (256, 256)
+  _, ruled = state.abstract(init, TX, frozen, mesh, [("params/a", ())])
+  assert ruled.params["a"].sharding.shard_shape((256, 512)) == (256, 512)
