@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 
-import noise_cache
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -50,6 +49,8 @@ def main() -> None:
 
 def make_up(folder: pathlib.Path, images: int) -> pathlib.Path:
   """A cache of noise; the shares of fine regions spread as those of photographs do."""
+  import noise_cache
+
   fine = np.random.default_rng(0).beta(2, 2, images) * REGIONS**2
   noise_cache.write(folder, FACTORS, (REGIONS, REGIONS), fine.round().astype(int), CHANNELS)
   return folder

@@ -18,8 +18,6 @@ import sys
 import tempfile
 import time
 
-import noise_cache
-
 ROOT = pathlib.Path(__file__).parents[1]
 KINDS = ("dit", "mixed", "pad", "budget", "torch")
 
@@ -193,6 +191,7 @@ def work(c, meta, shared, mesh) -> dict:
 
 def loader(c, meta: dict, shared, folder: pathlib.Path):
   """Batches as training reads them, from a cache of random latents written to `folder`."""
+  import noise_cache
   import numpy as np
 
   from dit_jax.core import buckets
