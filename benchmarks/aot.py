@@ -125,9 +125,17 @@ def memory_of(compiled, target: str) -> dict:
 
 
 def collectives(text: str) -> dict[str, dict[str, int]]:
-  """How many of every kind there are in a program's HLO, and the bytes of their results."""
-  found = collections.defaultdict(lambda: {"count": 0, "bytes": 0})
-  for shapes, kind in re.findall(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\(", text):
+  """How many of every kind there are in a program's HLO, and the bytes of their results.
+
+  A TPU's compiler spreads one collective over several fusions, each of which shows it: they share
+  a channel, which counts once.
+  """
+  found, seen = collections.defaultdict(lambda: {"count": 0, "bytes": 0}), set()
+  for shapes, kind, rest in re.findall(rf"= (.+?) ({'|'.join(KINDS)})(?:-start)?\((.*)", text):
+    if channel := re.search(r"channel_id=(\d+)", rest):
+      if channel[1] in seen:
+        continue
+      seen.add(channel[1])
     found[kind]["count"] += 1
     for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes):
       size = math.prod(int(n) for n in dims.split(",") if n)
