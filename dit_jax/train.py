@@ -122,21 +122,29 @@ def _finished(folder: pathlib.Path, total_steps: int) -> bool:
 def claim(workdir: pathlib.Path, config) -> None:
   """Stores the config in the workdir, or refuses a workdir that holds another config's run."""
   path = workdir / "config.json"
-  temporary = path.with_suffix(".tmp")  # all that a run killed here leaves
-  writes = jax.process_index() == 0
   try:
-    if path.exists():
-      configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
-    elif writes and workdir.exists() and set(workdir.iterdir()) - {temporary}:
-      raise UserError(
-        f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
-      )
+    if jax.process_index() == 0:
+      _claim(path, config)
+    if jax.process_count() > 1:  # a faster process may not fill the folder before it is claimed
+      multihost_utils.sync_global_devices("workdir claimed")
+      if path.exists():
+        configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
     workdir.mkdir(parents=True, exist_ok=True)
-    if writes:
-      temporary.write_text(configs.to_json(config), encoding="utf-8")
-      temporary.replace(path)
   except OSError as e:
     raise UserError(f"--workdir={workdir} cannot be used ({e.strerror}); choose another.") from e
+
+
+def _claim(path: pathlib.Path, config) -> None:
+  workdir, temporary = path.parent, path.with_suffix(".tmp")  # all that a run killed here leaves
+  if path.exists():
+    configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
+  elif workdir.exists() and set(workdir.iterdir()) - {temporary}:
+    raise UserError(
+      f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  temporary.write_text(configs.to_json(config), encoding="utf-8")
+  temporary.replace(path)
 
 
 def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:

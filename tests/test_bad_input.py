@@ -9,10 +9,12 @@ import jax
 import numpy as np
 import pytest
 import tiny_images
+from jax.experimental import multihost_utils
 
 from dit_jax import check, main, sample, train
 from dit_jax.core import cli
 from dit_jax.core import config as configs
+from dit_jax.core.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "configs" / "demo.py"
@@ -273,3 +275,23 @@ def test_what_may_change_is_not_refused(here):
   again.sampling.steps, again.dct.every.log, again.data.workers = 9, 1, 3
   train.claim(here / "run", again)
   assert configs.from_json((here / "run" / "config.json").read_text()) == again
+
+
+def test_other_processes_leave_the_workdir_alone_until_the_first_has_claimed_it(here, monkeypatch):
+  """A folder that the second process filled first would be refused as somebody else's."""
+  config, found = configs.load(RECIPE, "tiny"), []
+
+  def first_claims(name):
+    found.append((here / "run").exists())
+    (here / "run").mkdir()
+    (here / "run" / "config.json").write_text(configs.to_json(config))
+
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(jax, "process_index", lambda: 1)
+  monkeypatch.setattr(multihost_utils, "sync_global_devices", first_claims)
+  train.claim(here / "run", config)
+  assert found == [False]
+  config.seed += 1
+  monkeypatch.setattr(multihost_utils, "sync_global_devices", lambda name: None)
+  with pytest.raises(UserError, match="seed"):
+    train.claim(here / "run", config)
