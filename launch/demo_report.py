@@ -12,8 +12,7 @@ import jax
 import numpy as np
 
 from dit_jax.data import grain_maps, sources
-from dit_jax.evals import frechet
-from dit_jax.models import lpips
+from dit_jax.evals import features, frechet
 from dit_jax.sampling import generate, grids
 from dit_jax.tasks import dvae, restored
 
@@ -34,10 +33,9 @@ def main(workdir: str) -> None:
   samples = draw(run, train["label"])
   noise = decoded_noise(run, len(samples))
 
-  features = feature_fn()
-  f = {"train": train, "held": held}
-  f = {name: features(batch["image"]) for name, batch in f.items()}
-  f |= {"samples": features(samples), "noise": features(noise)}
+  extract = features.Extractor("alexnet")
+  f = {"train": train["image"], "held": held["image"], "samples": samples, "noise": noise}
+  f = {name: extract(images).values for name, images in f.items()}
   distance = {name: frechet.frechet_distance(f[name], f["train"]) for name in f if name != "train"}
   near_samples, to_train = frechet.nearest(small(samples), small(train["image"]))
   _, held_to_train = frechet.nearest(small(held["image"]), small(train["image"]))
@@ -91,7 +89,7 @@ def reconstruct(run, images: np.ndarray) -> np.ndarray:
   maps = grain_maps.GrainMaps.from_record(run.meta["thresholds"])
   grains = np.stack([maps.of(image) for image in images]).astype(np.int32)
   step = jax.jit(lambda x, g: stage.reconstruct({"gen": run.params["dvae"]}, x, g))
-  return in_batches(step, images, grains)
+  return features.in_batches(step, images, grains)
 
 
 def draw(run, labels: np.ndarray) -> np.ndarray:
@@ -111,23 +109,7 @@ def decoded_noise(run, count: int) -> np.ndarray:
   z = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   z = z * np.asarray(models.std[-1]) + np.asarray(models.mean[-1])
   decode = jax.jit(lambda z: generate.to_uint8(models.decode(run.params, z)))
-  return in_batches(decode, z)
-
-
-def feature_fn():
-  """uint8 images -> pooled features of AlexNet's last block (the trunk of LPIPS)."""
-  model, weights = lpips.LPIPS("alexnet"), lpips.load_weights("alexnet")
-  fn = jax.jit(lambda x: model.apply({"params": weights}, dvae.to_float(x), method="features"))
-  return lambda images: in_batches(fn, images)
-
-
-def in_batches(fn, *arrays: np.ndarray, size: int = 32) -> np.ndarray:
-  """fn over rows, `size` at a time, the last batch padded."""
-  total, out = len(arrays[0]), []
-  for start in range(0, total, size):
-    rows = np.minimum(np.arange(start, start + size), total - 1)
-    out.append(np.asarray(fn(*(a[rows] for a in arrays)))[: total - start])
-  return np.concatenate(out)
+  return features.in_batches(decode, z)
 
 
 if __name__ == "__main__":

