@@ -4,6 +4,7 @@ python -m dit_jax.convert --from=dit --to=ours --src=DiT-XL-2-256x256.pt --dst=d
 
   dit            facebookresearch/DiT: a .pt file, or .safetensors with the same names
   diffusers-dit  a folder of diffusers' DiTTransformer2DModel
+  sd-vae         a folder of diffusers' AutoencoderKL, as Stable Diffusion's
   ours           a .safetensors file that says what model it is of
 """
 
@@ -18,10 +19,20 @@ from dit_jax.core import cli
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit as dit_model
-from dit_jax.nn import embed
-from dit_jax.weights import diffusers_dit, diffusers_folder, dit, files, ours, rename, torch_file
+from dit_jax.models import sd_vae as vae_model
+from dit_jax.nn import conv, embed
+from dit_jax.weights import (
+  diffusers_dit,
+  diffusers_folder,
+  dit,
+  files,
+  ours,
+  rename,
+  sd_vae,
+  torch_file,
+)
 
-MODELS = {"dit": "dit", "diffusers-dit": "dit"}  # what a format holds; ours holds any
+MODELS = {"dit": "dit", "diffusers-dit": "dit", "sd-vae": "sd-vae"}  # by format; ours holds both
 # Heads as published: DiT's files do not say them. Of two sizes of one width the first is DiT's.
 HEADS = {width: heads for _, width, heads in reversed(dit_model.SIZES.values())}
 
@@ -59,11 +70,15 @@ def _check_pair(model: str | None, target: str) -> None:
 
 
 def shapes(model: str, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
-  """Every leaf of a model by path, without memory or arithmetic."""
-  net = dit_model.DiT(**fields)
-  z = jax.ShapeDtypeStruct((1, *net.grid, net.z_channels), jnp.float32)
-  one = lambda dtype: jax.ShapeDtypeStruct((1,), dtype)
-  arguments = (z, one(jnp.float32), one(jnp.int32))
+  """Every leaf of a model by path."""
+  if model == "dit":
+    net = dit_model.DiT(**fields)
+    arguments = jnp.zeros((1, *net.grid, net.z_channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+  elif model == "sd-vae":
+    net = vae_model.AutoencoderKL(**fields)
+    arguments = (jnp.zeros((1, net.factor, net.factor, 3)),)
+  else:
+    raise ValueError(f"unknown {model=}")
   return trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"])
 
 
@@ -77,8 +92,8 @@ def _read_ours(path):
   model, fields, leaves = ours.load(path)
   try:
     wanted = shapes(model, fields)
-  except (KeyError, TypeError) as e:
-    raise UserError(f"{path} is of no model that is known here ({e}); convert it again.") from e
+  except (TypeError, ValueError) as e:
+    raise UserError(f"{path} is of no model that can be made here ({e}); convert it again.") from e
   rename.check_leaves(leaves, wanted)
   return model, fields, leaves
 
@@ -124,8 +139,30 @@ def _write_diffusers_dit(path, model: str, fields: dict, leaves: dict) -> None:
   diffusers_folder.save(path, diffusers_dit.config(fields), arrays)
 
 
-READ = {"ours": _read_ours, "dit": _read_dit, "diffusers-dit": _read_diffusers_dit}
-WRITE = {"ours": _write_ours, "dit": _write_dit, "diffusers-dit": _write_diffusers_dit}
+def _read_sd_vae(path):
+  config, arrays = diffusers_folder.load(path)
+  fields = sd_vae.fields(config, conv.num_groups)
+  rows, wanted = sd_vae.rows(fields), shapes("sd-vae", fields)
+  return "sd-vae", fields, rename.to_ours(rows, sd_vae.modern(arrays), wanted)
+
+
+def _write_sd_vae(path, model: str, fields: dict, leaves: dict) -> None:
+  arrays = rename.to_theirs(sd_vae.rows(fields), leaves)
+  diffusers_folder.save(path, sd_vae.config(fields, conv.num_groups), arrays)
+
+
+READ = {
+  "ours": _read_ours,
+  "dit": _read_dit,
+  "diffusers-dit": _read_diffusers_dit,
+  "sd-vae": _read_sd_vae,
+}
+WRITE = {
+  "ours": _write_ours,
+  "dit": _write_dit,
+  "diffusers-dit": _write_diffusers_dit,
+  "sd-vae": _write_sd_vae,
+}
 
 if __name__ == "__main__":
   cli.run(main, FLAGS)
