@@ -3,7 +3,8 @@
 A pickle is a program. This module interprets the instructions that build containers, numbers,
 strings and numpy arrays, and refuses the file at the first other instruction or name, before that
 instruction has any effect. It does not use the `pickle` machine: names stay strings, an array is
-made by `numpy.frombuffer` from a shape, a numeric dtype and bytes.
+made by `numpy.frombuffer` from a shape, a numeric dtype and bytes. A reader of another format
+(`torch_file`) gives its own names and what they stand for by value.
 """
 
 import collections
@@ -38,15 +39,27 @@ class Refused(Exception):
   """An instruction outside the list; `load` names the file."""
 
 
+class Token:
+  """What a file may mention but not hold as data."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Name:
+class Name(Token):
   """A global that the file may mention: a token, never the thing itself."""
 
   path: str
 
 
+class Pending:
+  """What a call made and BUILD may complete."""
+
+  def set_state(self, state) -> None:
+    """Takes the state, or raises Refused."""
+    raise Refused(f"the state {show(state)}")
+
+
 @dataclasses.dataclass(eq=False)
-class PendingDType:
+class PendingDType(Token, Pending):
   """numpy.dtype between its call and its state."""
 
   dtype: np.dtype
@@ -57,11 +70,11 @@ class PendingDType:
       case (int(), str(order), None, None, None, int(), int(), int()) if order in "<>=|":
         self.dtype = self.dtype.newbyteorder(order)
       case _:
-        raise Refused(f"the state {_show(state)} of a dtype")
+        raise Refused(f"the state {show(state)} of a dtype")
 
 
 @dataclasses.dataclass(eq=False)
-class PendingArray:
+class PendingArray(Pending):
   """numpy.ndarray between its call and its state."""
 
   array: np.ndarray | None = None
@@ -72,12 +85,12 @@ class PendingArray:
       case (int(), tuple(shape), PendingDType(dtype=dtype), bool(fortran), bytes(data)):
         self.array = _array(shape, dtype, fortran, data)
       case _:
-        raise Refused(f"the state {_show(state)} of an array")
+        raise Refused(f"the state {show(state)} of an array")
 
 
 def _array(shape: tuple, dtype: np.dtype, fortran: bool, data: bytes) -> np.ndarray:
   if not all(type(n) is int and n >= 0 for n in shape):
-    raise Refused(f"the shape {_show(shape)}")
+    raise Refused(f"the shape {show(shape)}")
   size = dtype.itemsize
   for n in shape:  # Python integers: no overflow
     size *= n
@@ -90,12 +103,12 @@ def _make_dtype(args: tuple) -> PendingDType:
   match args:
     case (str(code), bool() | int(), bool() | int()) if code in NUMERIC:
       return PendingDType(np.dtype(code))
-  raise Refused(f"numpy.dtype called with {_show(args)}")
+  raise Refused(f"numpy.dtype called with {show(args)}")
 
 
 def _make_array(args: tuple) -> PendingArray:
   if args != (Name("numpy.ndarray"), (0,), b"b"):
-    raise Refused(f"an array made from {_show(args)}")
+    raise Refused(f"an array made from {show(args)}")
   return PendingArray()
 
 
@@ -134,18 +147,24 @@ def load(path, allowed: dict = ARRAYS):
     raise UserError(f"{os.fspath(path)}: {e}") from e.__cause__
 
 
-def loads(data: bytes, allowed: dict = ARRAYS):
-  """`load` of bytes."""
+def loads(data: bytes, allowed: dict = ARRAYS, persistent=None):
+  """`load` of bytes.
+
+  Args:
+    data: the pickle.
+    allowed: as of `load`.
+    persistent: function of a persistent id (a BINPERSID's argument); None refuses them.
+  """
   try:
-    return _Machine(allowed).run(data)
+    return _Machine(allowed, persistent).run(data)
   except Refused as e:
     raise UserError(
-      f"this pickle was refused and not run: {e} is not plain arrays; take weights from a source "
-      "that you trust, best as safetensors."
+      f"this pickle was refused and not run: it holds {e}, not arrays alone; take weights from a "
+      "source that you trust, best as safetensors."
     ) from e
   except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
     raise UserError(
-      f"this is not a readable pickle of arrays ({type(e).__name__}: {_show(str(e))}); "
+      f"this is not a readable pickle of arrays ({type(e).__name__}: {show(str(e))}); "
       "download it again."
     ) from e
 
@@ -153,8 +172,8 @@ def loads(data: bytes, allowed: dict = ARRAYS):
 class _Machine:
   """A stack, the marks in it, and a memo; one method a kind of instruction."""
 
-  def __init__(self, allowed: dict):
-    self.allowed = allowed
+  def __init__(self, allowed: dict, persistent):
+    self.allowed, self.persistent = allowed, persistent
     self.stack, self.memo = [], {}
 
   def run(self, data: bytes):
@@ -205,25 +224,27 @@ class _Machine:
     elif op == "STACK_GLOBAL":
       name, module = stack.pop(), stack.pop()
       if not (isinstance(name, str) and isinstance(module, str)):
-        raise Refused(f"the name {_show((module, name))}")
+        raise Refused(f"the name {show((module, name))}")
       stack.append(self.name(f"{module}.{name}"))
-    elif op == "REDUCE":
+    elif op in ("REDUCE", "NEWOBJ"):
       args, function = stack.pop(), stack.pop()
       make = self.allowed.get(function.path) if isinstance(function, Name) else None
       if make is None or not isinstance(args, tuple):
-        raise Refused(f"a call of {_show(function)}")
+        raise Refused(f"a call of {show(function)}")
       stack.append(make(args))
     elif op == "BUILD":
       state, target = stack.pop(), stack[-1]
-      if not isinstance(target, PendingArray | PendingDType):
-        raise Refused(f"setting the state of {_show(target)}")
+      if not isinstance(target, Pending):
+        raise Refused(f"setting the state of {show(target)}")
       target.set_state(state)
+    elif op == "BINPERSID" and self.persistent:
+      stack.append(self.persistent(stack.pop()))
     else:
       raise Refused(f"the instruction {op}")
 
   def name(self, path: str) -> Name:
     if path not in self.allowed:
-      raise Refused(f"the name {_show(path)}")
+      raise Refused(f"the name {show(path)}")
     return Name(path)
 
   def pop_mark(self) -> list:
@@ -238,11 +259,11 @@ class _Machine:
 
   def top(self, kind: type):
     if not isinstance(self.stack[-1], kind):
-      raise Refused(f"adding items to {_show(self.stack[-1])}")
+      raise Refused(f"adding items to {show(self.stack[-1])}")
     return self.stack[-1]
 
 
-def _show(x) -> str:
+def show(x) -> str:
   """A bounded repr: that of nested shared containers can be exponentially long."""
   return reprlib.repr(x)[:80]
 
@@ -253,8 +274,8 @@ def _finish(x, done: dict):
     if done[id(x)] is MARK:
       raise Refused("a container that contains itself")
     return done[id(x)]
-  if isinstance(x, Name | PendingDType) or x is MARK:
-    raise Refused(f"{_show(x)} as data")
+  if isinstance(x, Token) or x is MARK:
+    raise Refused(f"{show(x)} as data")
   if isinstance(x, PendingArray):
     if x.array is None:
       raise Refused("an array without data")

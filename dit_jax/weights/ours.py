@@ -1,0 +1,44 @@
+"""Our own weight files: safetensors, leaves by path, and in the metadata what model they are of."""
+
+import json
+
+import numpy as np
+
+from dit_jax.core.errors import UserError
+from dit_jax.weights import files
+
+KEY = "dit_jax"  # of the metadata
+VERSION = 1
+
+
+def save(path, model: str, fields: dict, leaves: dict[str, np.ndarray]) -> None:
+  """Writes the leaves of a model.
+
+  Args:
+    path: of the new file; see `files.new_path`.
+    model: "dit" or "sd-vae".
+    fields: of the model's class, as JSON can hold them.
+    leaves: by path, "blocks/block_00/attn/qkv/kernel".
+  """
+  text = json.dumps({"version": VERSION, "model": model, **fields}, sort_keys=True)
+  files.save_safetensors(path, leaves, {KEY: text})
+
+
+def load(path) -> tuple[str, dict, dict[str, np.ndarray]]:
+  """(model, fields, leaves) of a file that `save` wrote; lists come back as tuples.
+
+  Raises:
+    UserError: the file is torn, of a later version, or not one of ours.
+  """
+  leaves, metadata = files.load_safetensors(path)
+  try:
+    facts = json.loads(metadata[KEY])
+    version, model = facts.pop("version"), facts.pop("model")
+  except (KeyError, ValueError, TypeError, AttributeError) as e:
+    raise UserError(
+      f"{path} does not say what model it is of; make it with python -m dit_jax.convert --to=ours."
+    ) from e
+  if version != VERSION:
+    raise UserError(f"{path} is of version {version}, expected {VERSION}; convert it again.")
+  fields = {key: tuple(x) if isinstance(x, list) else x for key, x in facts.items()}
+  return model, fields, leaves
