@@ -291,12 +291,13 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
 
 def _banner(task: Task, block, train_state, first: int, mesh) -> None:
   shards = sharding.num_shards(mesh)
+  rows = block.batch_size // shards // block.accum
   kept = trees.count(train_state.frozen.get(peft.BASE, {}))
   over = f" over a frozen base of {kept:,}" if kept else ""
   _say(
     f"[{task.name}] {trees.count(train_state.params):,} parameters{over}; batch"
-    f" {block.batch_size} global = {block.batch_size // shards // block.accum} a device x {shards} x {block.accum}"
-    f" accumulated; {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
+    f" {block.batch_size} global = {rows} a device x {shards} x {block.accum} accumulated;"
+    f" {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
     f" epoch; steps {first} -> {block.total_steps}"
     + (f" in {len(task.phases)} phases, a program each" if len(task.phases) > 1 else "")
   )
