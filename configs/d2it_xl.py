@@ -26,6 +26,9 @@ def get_config(arg=None):
   c = ml_collections.ConfigDict()
   c.seed = 0
   c.stages = ("dvae", "dgt", "dct")
+  c.init_from = ""  # start from a run of ours (its workdir) or a converted .safetensors file
+  c.peft = "full"  # of the transformers: full, bitfit, difffit, finediffusion or efdit
+  c.frozen_dtype = "float32"  # of what peft does not train; bfloat16 halves it
   c.mesh = dict(data=-1, fsdp=1, tensor=1)
   c.sharding = ()  # pairs (regex of a parameter's path, axes), before the rules of the package
   c.data = dict(

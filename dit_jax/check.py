@@ -60,7 +60,7 @@ def of_config(config, target: str = "") -> dict:
       measured["activation_bytes"][name] = program.memory_analysis().temp_size_in_bytes
   return {
     "params": measured["params"],
-    "trainable": sum(measured["params"].values()),
+    "trainable": sum(measured["trainable"].values()),
     "tokens": sizes.tokens(config),
     "flops_per_image": measured["flops_per_image"],
     "pro_blocks": sizes.pro_blocks(config),

@@ -25,9 +25,9 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import sizes
+from dit_jax.tasks import base, sizes
 from dit_jax.tasks.task import Task
-from dit_jax.training import checkpoint, memory, optim, sharding, state, step, stored
+from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
 STAGES = ("dvae", "dgt", "dct", "dit")
 
@@ -51,9 +51,11 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   workdir = pathlib.Path(workdir)
   if not (workdir / "config.json").exists():
     sources.open_source(config.data, "train")[0]  # what cannot be read is refused before we write
-  if "dvae" not in names:
+  base.check(config, names, workdir)
+  if "dvae" not in names and not base.donor(config):
     check_dvae(config, workdir, names[0])
   claim(workdir, config)
+  base.adopt(config, workdir)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   for name in names:
@@ -150,9 +152,10 @@ def _claim(path: pathlib.Path, config) -> None:
 def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
   """Trains one stage to `total_steps`, from its last checkpoint if there is one."""
   block = config[task.name]
+  task = task.tuned(peft.of(config, task.name))
   tx = optim.make_tx(block.optim, block.total_steps)
   checkpoints = checkpoint.Checkpoints(folder)
-  train_state, first = _born_or_restored(task, tx, checkpoints, config, mesh)
+  train_state, first, origin = _born_or_restored(task, tx, checkpoints, config, mesh)
   shardings = jax.tree.map(lambda x: x.sharding, train_state)
   make_step = functools.partial(
     step.make_step,
@@ -169,7 +172,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     table = parameter_overview.get_parameter_overview(train_state.params, include_stats=False)
     text = "\n".join((table, *sharding.describe(train_state, shardings)))
     (folder / "parameters.txt").write_text(f"{text}\n", encoding="utf-8")
-  meta = task.meta | {"config": configs.to_json(config)}
+  how = {"peft": config.get("peft", "full"), "base": origin} if origin else {}
+  meta = task.meta | {"config": configs.to_json(config)} | how
   save = functools.partial(_save, checkpoints, task, config.seed, meta)
   progress = clock.Progress(
     block.total_steps, block.batch_size, first, label=task.name, stream=sys.stdout
@@ -246,15 +250,20 @@ def _all_stop(asked: bool, now: int, block) -> bool:
 
 
 def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
-  """The state at the last checkpoint or at step 0, born sharded, and its step."""
+  """The state, born sharded or from the last checkpoint, its step, and the record of its base."""
   born, abstract = state.abstract(task.init, tx, task.frozen, mesh, config.sharding)
   restored = checkpoints.restore(abstract)
   if restored is None:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     places = jax.tree.map(lambda s: s.sharding, abstract)
+    found = base.start(config, task.name, abstract.params, abstract.frozen)
+    for line in found.report:
+      _say(line)
     # Through the host: an array of one device cannot be put on those of other processes.
-    frozen = jax.device_put(jax.device_get(task.frozen), places.frozen)
-    return jax.jit(born, out_shardings=places)(key, frozen), 0
+    frozen = jax.device_put(jax.device_get(task.frozen | found.frozen), places.frozen)
+    where = trees.flatten(places.params)
+    params = {name: jax.device_put(x, where[name]) for name, x in found.params.items()}
+    return jax.jit(born, out_shardings=places)(key, frozen, params), 0, found.record
   want = {"seed": config.seed, "fingerprint": task.fingerprint}
   old = restored.data
   if changed := [f"{k}: {old.get(k)} -> {v}" for k, v in want.items() if old.get(k) != v]:
@@ -262,7 +271,9 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
       f"stage {task.name} was trained on other data ({'; '.join(changed)}); go back to that data, "
       "or choose a new workdir."
     )
-  return restored.state, restored.step
+  origin = restored.meta.get("base", {})
+  base.refuse_other(config, task.name, origin)
+  return restored.state, restored.step, origin
 
 
 def _save(checkpoints, task: Task, seed: int, meta: dict, train_state) -> None:
@@ -288,10 +299,13 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
 
 def _banner(task: Task, block, train_state, first: int, mesh) -> None:
   shards = sharding.num_shards(mesh)
+  rows = block.batch_size // shards // block.accum
+  kept = trees.count(train_state.frozen.get(peft.BASE, {}))
+  over = f" over a frozen base of {kept:,}" if kept else ""
   _say(
-    f"[{task.name}] {trees.count(train_state.params):,} parameters; batch {block.batch_size} global"
-    f" = {block.batch_size // shards // block.accum} a device x {shards} x {block.accum}"
-    f" accumulated; {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
+    f"[{task.name}] {trees.count(train_state.params):,} parameters{over}; batch"
+    f" {block.batch_size} global = {rows} a device x {shards} x {block.accum} accumulated;"
+    f" {task.num_images:,} images, {task.num_images / block.batch_size:.1f} steps an"
     f" epoch; steps {first} -> {block.total_steps}"
     + (f" in {len(task.phases)} phases, a program each" if len(task.phases) > 1 else "")
   )

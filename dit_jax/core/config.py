@@ -30,6 +30,10 @@ MAY_CHANGE = (
 )
 
 
+# What fields mean that older runs' configs do not have.
+DEFAULTS = {"peft": "full", "frozen_dtype": "float32", "init_from": ""}
+
+
 def parse_arg(arg: str | None, **defaults) -> SimpleNamespace:
   """The part behind the colon of `--config=recipe.py:variant=L/2,tiny`, typed by the defaults.
 
@@ -164,7 +168,7 @@ def refuse_drift(old, new) -> None:
 
 
 def _differ(old: dict, new: dict, name: str) -> bool:
-  a, b = old.get(name, _ABSENT), new.get(name, _ABSENT)
+  a, b = (flat.get(name, DEFAULTS.get(name, _ABSENT)) for flat in (old, new))
   return a != b or isinstance(a, bool) != isinstance(b, bool)
 
 

@@ -80,6 +80,7 @@ class DCT(nn.Module):
     window: refined tokens see only those of their own window of so many regions a side; 0: all.
     attention: which blocks are prob-sparse; the refinement's numbers follow the base's.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
+    affine, gamma: what fine-tuning adds to norms and branches; see nn.block.DiTBlock.
   """
 
   depth: int
@@ -96,6 +97,8 @@ class DCT(nn.Module):
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
   window: int = 0
+  affine: bool = False
+  gamma: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -140,10 +143,10 @@ class DCT(nn.Module):
     key = sampling_key(self)
     h, c = self.base(z, t_model, label, grains, key)
     if not self.refine_depth:
-      out = FinalLayer(p * p * channels, self.dtype, name="final")(h, c)
+      out = FinalLayer(p * p * channels, self.dtype, self.affine, name="final")(h, c)
       out = rearrange(out, "b (i j) (p q c) -> b (i p) (j q) c", i=grains.shape[1], p=p, q=p)
       return grain_maps.project(out, grains, self.factors)
-    rough = FinalLayer(channels, self.dtype, name="final")(h, c)
+    rough = FinalLayer(channels, self.dtype, self.affine, name="final")(h, c)
     rough = repeat(rough, "b (i j) c -> b (i p) (j q) c", i=grains.shape[1], p=p, q=p)
     refine = RefineNet(
       self.refine_depth,
@@ -157,6 +160,8 @@ class DCT(nn.Module):
       self.attention,
       self.depth,
       self.window,
+      self.affine,
+      self.gamma,
       name="refine",
     )
     return rough + refine(h, c, z, tokens, key)
@@ -193,6 +198,8 @@ class DCT(nn.Module):
       self.remat,
       dtype,
       self.attention,
+      affine=self.affine,
+      gamma=self.gamma,
       name="blocks",
     )(h, c, key=key)
     return h, c

@@ -29,6 +29,7 @@ class DGT(nn.Module):
     grid: regions, (rows, cols).
     num_grains: k; the value k in the input means "masked".
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
+    affine, gamma: what fine-tuning adds to norms and branches; see nn.block.DiTBlock.
   """
 
   grid: tuple[int, int]
@@ -41,6 +42,8 @@ class DGT(nn.Module):
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
+  affine: bool = False
+  gamma: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -76,9 +79,11 @@ class DGT(nn.Module):
       self.remat,
       self.dtype,
       self.attention,
+      affine=self.affine,
+      gamma=self.gamma,
       name="blocks",
     )(x, c, key=sampling_key(self))
-    logits = FinalLayer(self.num_grains, self.dtype, name="final")(x, c)
+    logits = FinalLayer(self.num_grains, self.dtype, self.affine, name="final")(x, c)
     return rearrange(logits, "b (r c) k -> b r c k", r=rows)
 
 

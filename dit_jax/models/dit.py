@@ -45,6 +45,7 @@ class DiT(nn.Module):
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
     remat: see nn.block.Blocks.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
+    affine, gamma: what fine-tuning adds to norms and branches; see nn.block.DiTBlock.
   """
 
   depth: int
@@ -59,6 +60,8 @@ class DiT(nn.Module):
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
+  affine: bool = False
+  gamma: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -96,8 +99,10 @@ class DiT(nn.Module):
       self.remat,
       dtype,
       self.attention,
+      affine=self.affine,
+      gamma=self.gamma,
       name="blocks",
     )(x, c, key=sampling_key(self))
     channels = self.z_channels * (2 if self.learn_sigma else 1)
-    x = FinalLayer(p * p * channels, dtype, name="final")(x, c)
+    x = FinalLayer(p * p * channels, dtype, self.affine, name="final")(x, c)
     return rearrange(x, "b (h w) (p q c) -> b (h p) (w q) c", h=rows, p=p, q=p)

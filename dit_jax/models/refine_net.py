@@ -73,6 +73,8 @@ class RefineNet(nn.Module):
   attention: AttentionSettings = AttentionSettings()
   first: int = 0
   window: int = 0
+  affine: bool = False
+  gamma: bool = False
 
   @nn.compact
   def __call__(
@@ -119,9 +121,11 @@ class RefineNet(nn.Module):
       self.attention,
       self.first,
       rows * cols,
+      self.affine,
+      self.gamma,
       name="blocks",
     )(f, c, [t.length for t in tokens], self.windows(tokens, rows, cols), key, pack)
-    delta = FinalLayer(self.out_channels, self.dtype, name="final")(f, c, pack)
+    delta = FinalLayer(self.out_channels, self.dtype, self.affine, name="final")(f, c, pack)
     kept = [
       jnp.where((jnp.arange(x.shape[1]) < t.length[:, None])[..., None], x, 0)
       for x, t in zip(pack.split(delta), tokens, strict=True)

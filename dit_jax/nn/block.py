@@ -10,7 +10,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.mesh import pin_rows
 from dit_jax.core.typing import Array, DTypeLike, Float, Key
 from dit_jax.kernels.pro_attention.settings import ProSettings
-from dit_jax.nn.adaln import AdaLN, layer_norm, modulate
+from dit_jax.nn.adaln import AdaLN, LayerNorm, modulate
 from dit_jax.nn.attention import AttentionSettings, SelfAttention
 from dit_jax.nn.mlp import MLP
 from dit_jax.nn.pack import Pack
@@ -28,13 +28,20 @@ def check_remat(remat: str) -> None:
 
 
 class DiTBlock(nn.Module):
-  """Attention and MLP, each modulated and gated by the condition; the identity at init."""
+  """Attention and MLP, each modulated and gated by the condition; the identity at init.
+
+  affine: both norms have a learned scale and bias (nn.adaln.LayerNorm).
+  gamma: each branch has a learned factor a channel, 1 at init (DiffFit, arXiv 2304.06648; that it
+  is a vector and not one number is our choice).
+  """
 
   width: int
   num_heads: int
   qk_norm: bool = False
   dtype: DTypeLike = jnp.float32
   pro: ProSettings | None = None
+  affine: bool = False
+  gamma: bool = False
 
   @nn.compact
   def __call__(
@@ -53,9 +60,15 @@ class DiTBlock(nn.Module):
       self.num_heads, self.width, self.qk_norm, self.dtype, self.pro, name="attn"
     )
     mlp = MLP(dtype=self.dtype, name="mlp")
-    seen = modulate(layer_norm(h), shift_attn, scale_attn)
+    if self.gamma:
+      gate_attn, gate_mlp = (
+        gate * self.param(name, nn.initializers.ones, (self.width,)).astype(self.dtype)
+        for name, gate in (("gamma_attn", gate_attn), ("gamma_mlp", gate_mlp))
+      )
+    seen = modulate(LayerNorm(self.affine, name="norm1")(h), shift_attn, scale_attn)
     h = h + gate_attn * attn(seen, lengths, segments, key, pack)
-    return h + gate_mlp * mlp(modulate(layer_norm(h), shift_mlp, scale_mlp))
+    seen = modulate(LayerNorm(self.affine, name="norm2")(h), shift_mlp, scale_mlp)
+    return h + gate_mlp * mlp(seen)
 
 
 class Blocks(nn.Module):
@@ -65,6 +78,7 @@ class Blocks(nn.Module):
   "dots" also the results of its weight matrices.
   attention: which blocks are prob-sparse; they are numbered from `first`, and their sequences have
   `max_tokens` at most (0: as many as come in).
+  affine, gamma: see DiTBlock.
   """
 
   depth: int
@@ -76,6 +90,8 @@ class Blocks(nn.Module):
   attention: AttentionSettings = AttentionSettings()
   first: int = 0
   max_tokens: int = 0
+  affine: bool = False
+  gamma: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -102,8 +118,7 @@ class Blocks(nn.Module):
       number = self.first + i
       pro = self.attention.of_block(number, tokens)
       own = None if key is None or pro is None else jax.random.fold_in(key, number)
-      h = block(self.width, self.num_heads, self.qk_norm, self.dtype, pro, name=f"block_{i:02d}")(
-        h, c, lengths, segments, own, pack
-      )
+      fields = self.width, self.num_heads, self.qk_norm, self.dtype, pro, self.affine, self.gamma
+      h = block(*fields, name=f"block_{i:02d}")(h, c, lengths, segments, own, pack)
       h = pin_rows(h)
     return h

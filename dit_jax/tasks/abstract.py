@@ -16,7 +16,7 @@ import numpy as np
 from dit_jax.core import buckets, rng, slots
 from dit_jax.sampling import generate
 from dit_jax.tasks import dct, dgt, dvae, latent_stage, sizes
-from dit_jax.training import optim, sharding, state, step
+from dit_jax.training import optim, peft, sharding, state, step
 
 DEVIATION = 0.2  # of the fine fraction among photographs: 0.18 to 0.26
 
@@ -27,7 +27,7 @@ class Prepared:
 
   Attributes:
     step: for `step.compile(state, batch)`, or to be called.
-    init: (key, frozen) -> state.
+    init: (key, frozen, start) -> state; see training.state.abstract.
     state, batch: ShapeDtypeStructs with their places on the mesh.
     slots: of the batch; None where no stage refines.
   """
@@ -51,10 +51,11 @@ def prepare(config, name: str, num_children: int, mesh) -> Prepared:
   block, meta = config[name], sizes.latent_meta(config, num_children)
   init, phases, normalizers = _trained(config, name, meta)
   _, _, _, frozen = sizes.parts(config, name, meta)
-  tx = optim.make_tx(block.optim, block.total_steps)
-  born, shapes = state.abstract(init, tx, frozen(), mesh, config.sharding)
+  tx, how = optim.make_tx(block.optim, block.total_steps), peft.of(config, name)
+  kept = frozen() | how.base(init)
+  born, shapes = state.abstract(how.init(init), tx, kept, mesh, config.sharding)
   jitted = step.make_step(
-    loss_fn=phases[-1][1],
+    loss_fn=how.over_base(phases[-1][1]),
     normalizers=normalizers,
     tx=tx,
     ema_decay=block.ema_decay,

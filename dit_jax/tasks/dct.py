@@ -17,7 +17,7 @@ from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.tasks import latent_stage, padding
 from dit_jax.tasks.task import Task
-from dit_jax.training import sharding
+from dit_jax.training import peft, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def make_model(config, meta: dict) -> dct.DCT:
   preset = dct.decode_variant(variant) if variant else {}
   attention = AttentionSettings(**fields.pop("attention", {}))
   return dct.DCT(
-    **{**preset, **fields},
+    **{**preset, **fields, **peft.of(config, "dct").fields},
     attention=attention,
     factors=tuple(meta["factors"]),
     grid=tuple(meta["grid"]),

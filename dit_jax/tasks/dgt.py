@@ -11,6 +11,7 @@ from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import grain_maps, grids
 from dit_jax.tasks import latent_stage
 from dit_jax.tasks.task import Task
+from dit_jax.training import peft
 
 
 def make_model(config, meta: dict) -> dgt.DGT:
@@ -23,7 +24,7 @@ def make_model(config, meta: dict) -> dgt.DGT:
       "without a noise level; set it to 0."
     )
   return dgt.DGT(
-    **fields,
+    **{**fields, **peft.of(config, "dgt").fields},
     attention=attention,
     grid=tuple(meta["regions"]),
     num_grains=len(meta["factors"]),

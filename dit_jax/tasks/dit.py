@@ -5,6 +5,7 @@ from dit_jax.models import dit
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.tasks import dct, latent_stage
 from dit_jax.tasks.task import Task
+from dit_jax.training import peft
 
 
 def make_model(config, meta: dict) -> dit.DiT:
@@ -19,7 +20,7 @@ def make_model(config, meta: dict) -> dit.DiT:
   preset = dit.decode_variant(variant) if variant else {}
   attention = AttentionSettings(**fields.pop("attention", {}))
   return dit.DiT(
-    **{**preset, **fields},
+    **{**preset, **fields, **peft.of(config, "dit").fields},
     attention=attention,
     grid=tuple(meta["grid"]),
     z_channels=meta["z_channels"],

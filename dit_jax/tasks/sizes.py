@@ -13,7 +13,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.diffusion import losses
 from dit_jax.sampling import generate
 from dit_jax.tasks import dct, dgt, dit, dvae
-from dit_jax.training import optim, sharding, state
+from dit_jax.training import optim, peft, sharding, state
 
 DTYPES = ("float32", "bfloat16")
 TRANSFORMERS = {"dgt": dgt, "dct": dct, "dit": dit}
@@ -34,6 +34,7 @@ def check_models(config) -> None:
   settings = generate.Settings(**config.sampling)
   meta = latent_meta(config, 0)
   for name in config.stages:
+    peft.of(config, name)
     for field, *ends in (("total_steps", 1), ("every.save", 1), ("ema_decay", 0, 1)):
       _check_range(config, f"{name}.{field}", *ends)
     if config[name].model.dtype not in DTYPES:
@@ -132,7 +133,7 @@ def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
 
 
 def measure(config, num_children: int, mesh) -> dict:
-  """By stage: params, FLOPs an image, bytes of state and of activations on one device of the mesh.
+  """By stage: params, those trained, FLOPs an image, bytes of state and activations on a device.
 
   FLOPs come from the traced functions: two a multiply-add, matrix products and convolutions only,
   the refinement at the mean number of refined tokens. Activations are what the backward pass of
@@ -141,22 +142,24 @@ def measure(config, num_children: int, mesh) -> dict:
   device.
   """
   meta = latent_meta(config, num_children)
-  out = {"params": {}, "flops_per_image": {}, "state_bytes": {}, "activation_bytes": {}}
+  kinds = ("params", "trainable", "flops_per_image", "state_bytes", "activation_bytes")
+  out = {kind: {} for kind in kinds}
   for name in config.stages:
+    how = peft.of(config, name)
     init, forward, loss, frozen = parts(config, name, meta)
-    params, frozen = jax.eval_shape(init, rng.abstract_key()), frozen()
-    grad = jax.grad(loss)
-    out["params"][name] = trees.count(params)
+    whole, trained = (jax.eval_shape(f, rng.abstract_key()) for f in (init, how.init(init)))
+    frozen = frozen() | how.base(init)
+    out["params"][name], out["trainable"][name] = trees.count(whole), trees.count(trained)
     out["flops_per_image"][name] = {
-      "forward": flops.count(forward, params),
-      "train": flops.count(grad, params, frozen),
+      "forward": flops.count(forward, whole),
+      "train": flops.count(jax.grad(how.over_base(loss)), trained, frozen),
     }
     tx = optim.make_tx(config[name].optim, config[name].total_steps)
-    _, born = state.abstract(init, tx, frozen, mesh, config.sharding)
+    _, born = state.abstract(how.init(init), tx, frozen, mesh, config.sharding)
     out["state_bytes"][name] = _local_bytes(born)
     rows = config[name].batch_size // sharding.num_shards(mesh)
     _, _, loss, _ = parts(config, name, meta, rows // config[name].accum)
-    out["activation_bytes"][name] = _kept_bytes(loss, params, frozen)
+    out["activation_bytes"][name] = _kept_bytes(how.over_base(loss), trained, frozen)
   return out
 
 

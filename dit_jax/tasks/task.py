@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from dit_jax.training import peft
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -14,7 +16,8 @@ class Task:
   Attributes:
     name: the stage, its folder under the workdir.
     init: key -> params.
-    frozen: tree that the loss needs and nothing updates; saved once, by its hash.
+    frozen: tree that the loss needs and nothing updates; saved once, by its hash. Of a fine-tune's
+      base it holds shapes.
     phases: (steps done before it, loss function), ascending from 0; each phase is one program. A
       loss function is (params, frozen, batch, keys, norm, step) -> (loss, metrics); every term
       is a sum over the batch divided by the denominators in `norm`, so micro-batches add up.
@@ -38,3 +41,13 @@ class Task:
   meta: dict
   preview: Callable[[Any, Any], np.ndarray]
   skipped: Callable[[], list[str]] = list
+
+  def tuned(self, how: peft.Peft) -> "Task":
+    """The stage where only the parameters that `how` names are trained, the rest being frozen."""
+    return dataclasses.replace(
+      self,
+      init=how.init(self.init),
+      frozen=self.frozen | how.base(self.init),
+      phases=tuple((start, how.over_base(loss_fn)) for start, loss_fn in self.phases),
+      preview=how.over_base(self.preview),
+    )

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from dit_jax.core.errors import UserError
-from dit_jax.training import frozen, manifest, stored
+from dit_jax.training import frozen, manifest, peft, stored
 from dit_jax.training.state import TrainState
 
 FORMAT = 1
@@ -174,7 +174,9 @@ class Checkpoints:
     return None
 
   def restore_ema(self, step: int | None = None, sharding=None) -> tuple[dict, dict, int]:
-    """The averaged weights for inference: reads the items ema and meta alone, writes nothing.
+    """The averaged weights for inference, those of a fine-tune over its frozen base.
+
+    Reads the items ema and meta alone, and of a fine-tune the frozen weights; writes nothing.
 
     Args:
       step: None takes the newest that is whole.
@@ -188,8 +190,11 @@ class Checkpoints:
     """
     for candidate in self._candidates(step, ("ema", "meta")):
       path = self.directory / str(candidate) / "ema"
-      ema = stored.read(path, stored.shapes(path), sharding)
-      return ema, self._json(candidate, "meta"), candidate
+      ema, meta = stored.read(path, stored.shapes(path), sharding), self._json(candidate, "meta")
+      if meta.get("peft", "full") != "full":
+        kept = frozen.read(self.directory / "frozen", meta["frozen"], sharding)
+        ema = peft.merge(ema, kept[peft.BASE])
+      return ema, meta, candidate
     raise UserError(f"no checkpoint in {self.directory}; train first, or correct --workdir.")
 
   def _try_restore(self, step: int, abstract: TrainState) -> tuple[Restored | None, str]:

@@ -39,15 +39,38 @@ def restore(directory, name: str, abstract):
   Raises:
     UserError: it is not the tree wanted, or its files are missing or damaged.
   """
+  return stored.like(abstract, _verified(directory, name, abstract, None))
+
+
+def read(directory, name: str, sharding=None) -> dict:
+  """The tree that `save` called `name`, as nested dicts, whatever it is.
+
+  Args:
+    directory, name: as for `restore`.
+    sharding: one for every leaf; None is the first local device.
+
+  Raises:
+    UserError: its files are missing or damaged.
+  """
+  return _verified(directory, name, None, sharding)
+
+
+def _verified(directory, name: str, abstract, sharding) -> dict:
   path = directory / (name or "none")
   try:
     have = stored.shapes(path) if name else {}
-    stored.refuse_difference({"frozen": have}, {"frozen": abstract}, path)
-    tree = stored.read(path, stored.nested(abstract)) if name else {}
+    if abstract is not None:
+      stored.refuse_difference({"frozen": have}, {"frozen": abstract}, path)
+      have = stored.nested(abstract)
+    tree = stored.read(path, have, sharding) if name else {}
   except UserError:
     raise
   except Exception as e:  # orbax raises whatever its readers met
-    raise UserError(f"frozen weights {path} cannot be read ({e}); put back a copy.") from e
+    raise UserError(f"frozen weights {path} cannot be read ({_line(e)}); put back a copy.") from e
   if name and trees.content_hash(stored.host(tree)) != name:
     raise UserError(f"frozen weights {path} are damaged (their hash differs); put back a copy.")
-  return stored.like(abstract, tree)
+  return tree
+
+
+def _line(error: Exception) -> str:
+  return " ".join(str(error).split())

@@ -7,7 +7,7 @@ import optax
 
 from dit_jax.core import rng
 from dit_jax.core.typing import Array, Int
-from dit_jax.training import sharding
+from dit_jax.training import peft, sharding
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -15,7 +15,7 @@ class TrainState(flax.struct.PyTreeNode):
 
   Attributes:
     step: finished updates, the skipped ones included.
-    params: the trained parameters, float32.
+    params: the trained parameters, float32; under `peft` a part of the model's.
     opt: the state of the optax transformation.
     ema: moving average of `params`, the weights that sample.
     frozen: parameters that the loss reads only (LPIPS, a frozen base); may be empty.
@@ -54,14 +54,19 @@ def abstract(init, tx: optax.GradientTransformation, frozen, mesh, rules=()):
   """How a state is born, and what it is made of, before any of it is there.
 
   Args:
-    init: key -> params.
+    init: key -> params, the trained ones alone.
     tx: the optax transformation.
     frozen: arrays or ShapeDtypeStructs of the frozen weights.
     mesh, rules: as for `sharding.infer`.
 
   Returns:
-    (key, frozen) -> state, and a state of ShapeDtypeStructs with their places on the mesh.
+    (key, frozen, start) -> state, where parameters of the tree `start` take the place of drawn
+    ones; and a state of ShapeDtypeStructs with their places on the mesh.
   """
-  born = lambda key, frozen: create(init(key), tx, frozen)
+
+  def born(key, frozen, start=None):
+    params = init(key)
+    return create(peft.merge(params, start) if start else params, tx, frozen)
+
   shapes = jax.eval_shape(born, rng.abstract_key(), frozen)
   return born, sharding.placed(shapes, sharding.infer(shapes, mesh, rules))

@@ -45,19 +45,22 @@ def read(path, abstract, sharding=None):
 
 def refuse_difference(stored: dict, wanted: dict, path) -> None:
   """Refuses a checkpoint of another model; orbax would cast, or restore a part, without a word."""
-  old, new = trees.flatten(stored), trees.flatten(wanted)
-  differences = []
-  for name in [*new, *(name for name in old if name not in new)]:
-    a, b = (_kind(tree[name]) if name in tree else "absent" for tree in (old, new))
-    if a != b:
-      differences.append(f"{name}: {a} -> {b}")
-  if differences:
-    more = f" and {len(differences) - 5} more" if len(differences) > 5 else ""
-    first = "; ".join(differences[:5]) + more
+  if first := differences(stored, wanted):
     raise UserError(
       f"checkpoint {path} is of another model, stored -> wanted: {first}; "
       "use the config it was trained with, or a new workdir."
     )
+
+
+def differences(stored: dict, wanted: dict) -> str:
+  """The first five paths whose shape or dtype differs, and how many more; "" for none."""
+  old, new = trees.flatten(stored), trees.flatten(wanted)
+  found = []
+  for name in [*new, *(name for name in old if name not in new)]:
+    a, b = (_kind(tree[name]) if name in tree else "absent" for tree in (old, new))
+    if a != b:
+      found.append(f"{name}: {a} -> {b}")
+  return "; ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def _kind(leaf) -> str:

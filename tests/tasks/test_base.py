@@ -1,0 +1,187 @@
+"""Laws of a base: every array is accounted for, and what no rule allows is refused by name."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import numpy_dit as ref
+import pytest
+import safetensors.numpy
+
+from dit_jax.core import config as configs
+from dit_jax.core import rng
+from dit_jax.core import tree as trees
+from dit_jax.core.errors import UserError
+from dit_jax.models.dit import DiT
+from dit_jax.tasks import base
+from dit_jax.training import peft
+
+RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
+SMALL = dict(depth=2, width=8, num_heads=2, patch=2, grid=(4, 4))
+INPUTS = jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+
+
+@functools.cache
+def shapes(name="full", **fields):
+  """(trained, {BASE: frozen}) of a model of three classes."""
+  how = peft.Peft(name)
+  model = DiT(**{**SMALL, "num_classes": 3, **how.fields, **fields})
+  init = lambda key: model.init(key, *INPUTS)
+  return jax.eval_shape(how.init(init), rng.abstract_key()), how.base(init)
+
+
+def arrays(**fields):
+  """A base of five classes, as `read` gives it."""
+  flat = trees.flatten(ref.random_params(shapes(**{"num_classes": 5, **fields})[0])["params"])
+  return {name: np.array(x) for name, x in flat.items()}
+
+
+def line(start, head):
+  (found,) = [text for text in start.report if text.startswith(head)]
+  return found
+
+
+@pytest.mark.parametrize("name", peft.MASKS)
+def test_every_array_is_loaded_drawn_anew_or_skipped(name):
+  params, frozen = shapes(name)
+  have = arrays()
+  start = base.fit("x", have, params, frozen)
+  kept = trees.flatten(start.frozen.get(peft.BASE, {}))
+  assert set(kept) == set(trees.flatten(frozen.get(peft.BASE, {})))
+  wanted = trees.flatten(params)
+  renewed = set(wanted) - set(start.params)
+  stock = {f"params/{n}" for n in have} - {"params/label/table/embedding"}
+  assert renewed == set(wanted) - stock
+  for n, x in {**start.params, **kept}.items():
+    np.testing.assert_array_equal(x, have[n.removeprefix("params/")])
+  assert line(start, "loaded").startswith(f"loaded {len(have) - 1} arrays, ")
+  assert line(start, "re-initialised").startswith(f"re-initialised {len(renewed)}: ")
+  assert line(start, "skipped") == "skipped 1: params/label/table/embedding [6, 8]"
+  if name == "difffit":
+    for told in ("/block_*/norm1/scale [8] x 2", "gamma_mlp [8] x 2", "final/norm/bias [8]"):
+      assert told in line(start, "re-initialised")
+
+
+def test_a_table_of_as_many_classes_is_kept_and_one_of_another_kind_is_not():
+  params, frozen = shapes("bitfit", num_classes=5)
+  start = base.fit("x", arrays(), params, frozen)
+  assert "params/label/table/embedding" in start.params
+  assert start.report[1:] == ("re-initialised 0", "skipped 0")
+  other = arrays()
+  other["label/child/embedding"] = other.pop("label/table/embedding")
+  start = base.fit("x", other, params, frozen)
+  assert line(start, "re-initialised") == "re-initialised 1: params/label/table/embedding [6, 8]"
+  assert line(start, "skipped") == "skipped 1: label/child/embedding [6, 8]"
+
+
+def test_other_dtypes_are_cast_and_said():
+  have = {n: x.astype(ml_dtypes.bfloat16) for n, x in arrays().items()}
+  start = base.fit("x", have, *shapes("finediffusion"))
+  assert {x.dtype.name for x in start.params.values()} == {"float32"}
+  assert f"{len(have) - 1} arrays cast" in line(start, "loaded")
+
+
+@pytest.mark.parametrize(
+  ("fields", "told"),
+  [
+    (dict(width=16), r"attn/proj/bias: float32\[16\] -> float32\[8\]"),
+    (dict(depth=3), r"blocks/block_02/\S+: float32\S+ -> absent"),
+    (dict(depth=1), r"blocks/block_01/\S+: absent -> float32"),
+    (dict(patch=1), r"final/linear/bias: float32\[8\] -> float32\[32\]"),
+    (dict(qk_norm=True), r"attn/k_norm/scale: float32\[4\] -> absent"),
+  ],
+  ids=str,
+)
+def test_another_model_is_refused_by_the_first_five(fields, told):
+  with pytest.raises(UserError, match=told) as e:
+    base.fit("x", arrays(**fields), *shapes("finediffusion"))
+  assert str(e.value).count(" -> ") <= 6
+  assert "\n" not in str(e.value)
+
+
+def test_what_a_base_lacks_may_not_stay_as_it_was_drawn():
+  """The affine of a fine-tune is no part of DiT; dropping one would change the function."""
+  params, frozen = shapes("bitfit", affine=True)
+  with pytest.raises(UserError, match=r"no params/\S+norm\S*/scale that fits"):
+    base.fit("x", arrays(), params, frozen)
+  with pytest.raises(UserError, match=r"norm1/bias: float32\[8\] -> absent"):
+    base.fit("x", arrays(affine=True), *shapes("bitfit"))
+  start = base.fit("x", arrays(affine=True), *shapes("finediffusion"))
+  assert line(start, "re-initialised") == "re-initialised 1: params/label/table/embedding [4, 8]"
+
+
+@pytest.fixture
+def file(tmp_path):
+  path = tmp_path / "base.safetensors"
+  safetensors.numpy.save_file(arrays(), path, metadata={"model": json.dumps(SMALL)})
+  return path
+
+
+def recipe(path, stages=("dvae", "dit"), **fields):
+  c = configs.load(RECIPE, "tiny")
+  c.update(init_from=str(path), peft="finediffusion", stages=stages)
+  c.update(fields)
+  return c
+
+
+def test_a_file_is_read_whole_and_hashed_by_content(file, tmp_path):
+  have, name = base.read(file)
+  want = arrays()
+  assert list(have) == sorted(want)
+  for n, x in have.items():
+    np.testing.assert_array_equal(x, want[n])
+  rooted = tmp_path / "rooted.safetensors"
+  safetensors.numpy.save_file({f"params/{n}": x for n, x in want.items()}, rooted)
+  assert base.read(rooted)[1] == name
+  want["final/linear/bias"][0] += 1
+  safetensors.numpy.save_file(want, rooted)
+  assert base.read(rooted)[1] != name
+
+
+def test_a_start_says_where_it_is_from(file):
+  start = base.start(recipe(file), "dit", *shapes("finediffusion"))
+  assert start.record == {"path": str(file), "hash": base.read(file)[1]}
+  assert all(text.startswith(f"[dit] init_from {file} (") for text in start.report)
+  assert len(start.report) == 3
+  assert base.start(recipe(""), "dit", *shapes()) == base.Start({}, {}, {})
+  with pytest.raises(UserError, match=r"peft='finediffusion' .* pretrained base; name it by init_"):
+    base.start(recipe(""), "dit", *shapes("finediffusion"))
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_a_truncated_file_is_refused(file, kept):
+  file.write_bytes(file.read_bytes()[:kept])
+  with pytest.raises(UserError, match=r"no whole .safetensors file") as e:
+    base.start(recipe(file), "dit", *shapes("finediffusion"))
+  assert "\n" not in str(e.value)
+
+
+def test_what_is_no_base_is_refused(file, tmp_path):
+  for path, told in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "is no checkpoint")):
+    with pytest.raises(UserError, match=rf"init_from={path} {told}.*; give a workdir, "):
+      base.place(recipe(path), "dit")
+  with pytest.raises(UserError, match=r"is of one stage, and this recipe trains dgt, dct"):
+    base.place(recipe(file, stages=("dvae", "dgt", "dct")), "dct")
+  (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match=rf"init_from={tmp_path} has no trained stage dit; give"):
+    base.place(recipe(tmp_path), "dit")
+  assert base.place(recipe(tmp_path), "dvae") is None
+  assert base.donor(recipe(file)) is None
+
+
+def test_a_resume_over_another_base_is_refused(file):
+  config = recipe(file)
+  record = {"path": str(file), "hash": base.read(file)[1]}
+  base.refuse_other(config, "dit", record)
+  base.refuse_other(config, "dit", {})
+  changed = arrays()
+  changed["final/linear/bias"][0] += 1
+  safetensors.numpy.save_file(changed, file)
+  with pytest.raises(UserError, match=rf"started from the base {record['hash']}, and init_from="):
+    base.refuse_other(config, "dit", record)
+  file.unlink()  # what it gave is in the checkpoint
+  base.refuse_other(config, "dit", record)
