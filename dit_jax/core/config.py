@@ -29,6 +29,15 @@ MAY_CHANGE = (
   r"(.*\.)?workers",
 )
 
+# Fields that recipes once had not, by what they say of a run from then: it may resume as that.
+ADDED = {
+  r"data\.taxonomy": "",
+  r"data\.levels": (),
+  r".*\.labels\.fusion": "none",
+  r".*\.labels\.p_drop": 0.1,
+  r".*\.labels\.p_null": 0.0,
+}
+
 
 def parse_arg(arg: str | None, **defaults) -> SimpleNamespace:
   """The part behind the colon of `--config=recipe.py:variant=L/2,tiny`, typed by the defaults.
@@ -174,6 +183,8 @@ def _show(flat: dict, name: str) -> str:
 
 def _may_change(old: dict, new: dict, name: str) -> bool:
   if any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE):
+    return True
+  if name not in old and any(re.fullmatch(p, name) and new[name] == x for p, x in ADDED.items()):
     return True
   block, _, field = name.rpartition(".")
   if old.get(f"{block}.loss.disc_weight"):  # the critic starts at a share of total_steps
