@@ -38,6 +38,8 @@ def get_config(arg=None):
     classes=(100, 10) if tiny else (1000, 1),  # expected, not imposed: counted from the data
     holdout=5 if tiny else 0,  # every n-th image of a class is never trained on; 0: none
     only=(),  # superclasses that the transformers see; (): all
+    taxonomy="",  # superclasses of a flat folder: FILE.csv, FILE.jsonl or "inat2021"
+    levels=(),  # columns of it, finest first; (): all
     workers=2 if tiny else 16,
   )
   c.latents = dict(flip=True, batch_size=8 if tiny else 64)  # rows of a program on one device
@@ -45,6 +47,9 @@ def get_config(arg=None):
     steps=4 if tiny else 50 if arg.flow else 250,
     stepper="ddim" if arg.flow else "ddpm",  # "ddim" is Euler's method on rectified flow
     guidance=1.0,
+    guidance_level=1,  # away from: 1 the superclass ("no class" in a model without tiers)
+    guidance_interval=(0.0, 1000.0),  # model times
+    guidance_channels=0,  # the first so many of a latent; 0: all
     microbatch=4,  # rows of a program on one device
     map_steps=64,
     map_temperature=1.0,
@@ -122,6 +127,7 @@ def get_config(arg=None):
       dtype="float32" if tiny else "bfloat16",
     ),
     label_drop=0.1,
+    labels=dict(fusion="none", p_drop=0.1, p_null=0.0),  # tiers: "sum", "concat" or "swap"
     optim=optim,
     batch_size=8 if tiny else 256,
     accum=1,
@@ -138,6 +144,7 @@ def get_config(arg=None):
       attention=attention,
       dtype="float32" if tiny else "bfloat16",
     ),
+    labels=dict(fusion="none", p_drop=0.1, p_null=0.0),  # tiers: "sum", "concat" or "swap"
     buckets="mixed",  # how steps are padded: "mixed", "pad", or "budget", equal shares an image
     diffusion=dict(
       schedule="flow" if arg.flow else "linear",

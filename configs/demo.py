@@ -30,6 +30,8 @@ def get_config(arg=None):
     classes=(100, 10) if arg.all else (33, 3),
     holdout=10,
     only=() if arg.all else ("Smileys & Emotion", "Symbols", "Flags"),
+    taxonomy="",  # superclasses of a flat folder: FILE.csv, FILE.jsonl or "inat2021"
+    levels=(),  # columns of it, finest first; (): all
     workers=1,
   )
   c.latents = dict(flip=False, batch_size=32)  # rows of a program on one device
@@ -37,6 +39,9 @@ def get_config(arg=None):
     steps=4 if tiny else 50,
     stepper="ddim",  # Euler's method, on rectified flow
     guidance=2.0,
+    guidance_level=1,  # away from: 1 the superclass ("no class" in a model without tiers)
+    guidance_interval=(0.0, 1000.0),  # model times
+    guidance_channels=0,  # the first so many of a latent; 0: all
     microbatch=4,
     map_steps=64,
     map_temperature=1.0,
@@ -105,6 +110,7 @@ def get_config(arg=None):
       dtype="float32",
     ),
     label_drop=0.1,
+    labels=dict(fusion="none", p_drop=0.1, p_null=0.0),  # tiers: "sum", "concat" or "swap"
     optim=dict(adam, lr=2e-3),
     batch_size=8 if tiny else 32,
     accum=1,
@@ -124,6 +130,7 @@ def get_config(arg=None):
       attention=attention,
       dtype="float32",
     ),
+    labels=dict(fusion="none", p_drop=0.1, p_null=0.0),  # tiers: "sum", "concat" or "swap"
     buckets="mixed",  # how steps are padded: "mixed", "pad", or "budget", equal shares an image
     diffusion=dict(
       schedule="flow",

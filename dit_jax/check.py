@@ -51,11 +51,11 @@ def of_config(config, target: str = "") -> dict:
       them for the devices that are here, before any compiler fuses.
   """
   _, mesh = train.check_recipe(config, devices=_devices(target))
-  children, superclasses, note = _classes(config)
-  measured = sizes.measure(config, children, mesh)
+  classes, note = _classes(config)
+  measured = sizes.measure(config, classes, mesh)
   if target:
     for name in config.stages:
-      compile_ = functools.partial(abstract.compile_step, config, name, children, mesh)
+      compile_ = functools.partial(abstract.compile_step, config, name, classes, mesh)
       program = memory.compiled(name, compile_)
       measured["activation_bytes"][name] = program.memory_analysis().temp_size_in_bytes
   return {
@@ -69,7 +69,7 @@ def of_config(config, target: str = "") -> dict:
       "state": max(measured["state_bytes"].values()),
       "activations": max(measured["activation_bytes"].values()),
     },
-    "classes": {"children": children, "superclasses": superclasses, "note": note},
+    "classes": {"children": classes[0], "superclasses": classes[1], "note": note},
     "devices": mesh.devices.size,
     "config": json.loads(configs.to_json(config)),
   }
@@ -88,19 +88,17 @@ def _devices(target: str):
     ) from e
 
 
-def _classes(config) -> tuple[int, int, str]:
-  """Classes counted from the data, or what the recipe expects where the data is absent."""
+def _classes(config) -> tuple[tuple[int, ...], str]:
+  """Classes by level counted from the data, or what the recipe expects where the data is absent."""
   absent = "data.path is empty"
   if config.data.path or config.data.source != "folder":
     try:
-      table = sources.open_source(config.data, "all").classes
-      return len(table.children), len(table.superclasses), "counted from the data"
+      return sources.open_source(config.data, "all").classes.sizes, "counted from the data"
     except UserError as e:
       if not isinstance(e.__cause__, ImportError):  # a packaged set that is not installed
         raise
       absent = str(e)
-  children, superclasses = config.data.classes
-  return children, superclasses, f"expected by the recipe: {absent}"
+  return config.data.classes, f"expected by the recipe: {absent}"
 
 
 def of_data(path: str) -> dict:

@@ -20,7 +20,10 @@ FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "", "A trained workdir.", flag_values=FLAGS)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the last.", flag_values=FLAGS)
 _CLASSES = flags.DEFINE_string(
-  "classes", "all", "Names, ids (#3) or 'all', comma separated.", flag_values=FLAGS
+  "classes",
+  "all",
+  "Names, ids (#3) or 'all', comma separated; of superclasses too, where the model has tiers.",
+  flag_values=FLAGS,
 )
 _NUM = flags.DEFINE_integer("num", 1, "Pictures a class.", lower_bound=1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer(
@@ -28,6 +31,15 @@ _SEED = flags.DEFINE_integer(
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Steps; default: the run's.", flag_values=FLAGS)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Scale; default: the run's.", flag_values=FLAGS)
+_LEVEL = flags.DEFINE_integer(
+  "guidance_level", None, "Guide away from this level, 1 the superclass.", flag_values=FLAGS
+)
+_INTERVAL = flags.DEFINE_list(
+  "guidance_interval", None, "Guide between these model times: LOW,HIGH.", flag_values=FLAGS
+)
+_CHANNELS = flags.DEFINE_integer(
+  "guidance_channels", None, "Guide the first channels of a latent; 0: all.", flag_values=FLAGS
+)
 _BATCH = flags.DEFINE_integer(
   "batch", 16, "Pictures in flight; changes none of them.", lower_bound=1, flag_values=FLAGS
 )
@@ -47,13 +59,19 @@ def main():
     _refuse_unwritable(name, path)
   run = restored.load(_WORKDIR.value, _STEP.value)
   labels, names = _labels(run, _CLASSES.value)
-  settings = run.settings(steps=_STEPS.value, guidance=_GUIDANCE.value)
+  settings = run.settings(
+    steps=_STEPS.value,
+    guidance=_GUIDANCE.value,
+    guidance_level=_LEVEL.value,
+    guidance_interval=_interval(_INTERVAL.value),
+    guidance_channels=_CHANNELS.value,
+  )
   generator = generate.Generator(run.models, settings)
 
   label = np.repeat(labels, _NUM.value).astype(np.int32)
-  index = (np.tile(np.arange(_NUM.value), len(labels)) * max(run.num_classes, 1) + label).astype(
-    np.int32
-  )
+  stride = max(run.models.tiers.num_named, 1)
+  index = np.tile(np.arange(_NUM.value), len(labels)) * stride + label
+  index = index.astype(np.int32)
   if kind in grain_source.OUTSIDE:
     _say(f"--grain={kind}: outside the training distribution; judge no quality by it")
     grains = grain_source.by_rule(
@@ -85,13 +103,20 @@ def _refuse_unwritable(name: str, path: pathlib.Path) -> None:
 
 
 def _labels(run, text: str) -> tuple[np.ndarray, list[str]]:
-  """Class ids to draw and their names; an unconditional model has the null class alone."""
+  """Nodes to draw and their names; an unconditional model has the null class alone."""
   if not run.num_classes:
     if text != "all":
       raise UserError(f"--classes={text}: this model was trained without classes; leave it out.")
     return np.zeros(1, np.int32), ["no class"]
-  ids = run.classes.resolve(text)
-  return np.asarray(ids, np.int32), [run.classes.children[i] for i in ids]
+  nodes = run.classes.resolve(text, superclasses=run.models.tiers.num_levels > 1)
+  return np.asarray(nodes, np.int32), [run.classes.nodes[i] for i in nodes]
+
+
+def _interval(texts: list[str] | None) -> tuple[float, ...] | None:
+  try:
+    return None if texts is None else tuple(map(float, texts))
+  except ValueError as e:
+    raise UserError(f"--guidance_interval={','.join(texts)} must be LOW,HIGH, as 100,800.") from e
 
 
 def _say(line: str) -> None:

@@ -25,7 +25,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import base, sizes
+from dit_jax.tasks import base, labels, sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
@@ -50,7 +50,10 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     raise UserError(f"--workdir={workdir} must be a folder that every host sees: mount the bucket.")
   workdir = pathlib.Path(workdir)
   if not (workdir / "config.json").exists():
-    sources.open_source(config.data, "train")[0]  # what cannot be read is refused before we write
+    source = sources.open_source(config.data, "train")
+    source[0]  # what cannot be read is refused before we write
+    if labels.tiered(config):
+      labels.check_classes(source.classes)
   base.check(config, names, workdir)
   if "dvae" not in names and not base.donor(config):
     check_dvae(config, workdir, names[0])

@@ -29,6 +29,15 @@ MAY_CHANGE = (
   r"(.*\.)?workers",
 )
 
+# Fields that recipes once had not, by what they say of a run from then: it may resume as that.
+ADDED = {
+  r"data\.taxonomy": "",
+  r"data\.levels": (),
+  r".*\.labels\.fusion": "none",
+  r".*\.labels\.p_drop": 0.1,
+  r".*\.labels\.p_null": 0.0,
+}
+
 
 # What fields mean that older runs' configs do not have.
 DEFAULTS = {"peft": "full", "frozen_dtype": "float32", "init_from": ""}
@@ -178,6 +187,8 @@ def _show(flat: dict, name: str) -> str:
 
 def _may_change(old: dict, new: dict, name: str) -> bool:
   if any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE):
+    return True
+  if name not in old and any(re.fullmatch(p, name) and new[name] == x for p, x in ADDED.items()):
     return True
   block, _, field = name.rpartition(".")
   if old.get(f"{block}.loss.disc_weight"):  # the critic starts at a share of total_steps

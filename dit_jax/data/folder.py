@@ -1,8 +1,9 @@
 """Image folders: the files of a data set and the classes that their folders name.
 
-Three layouts: root/super/sub/* (two levels), root/sub/* (one superclass, named "all") and root/*
-(unconditional). Only images count, by extension; hidden files and folders and what unpacking
-leaves behind (__MACOSX) do not. A symbolic link may lead anywhere inside the root.
+Layouts: root/super/sub/* (two levels, or more in the same way), root/sub/* (one superclass, named
+"all") and root/* (unconditional). Only images count, by extension; hidden files and folders and
+what unpacking leaves behind (__MACOSX) do not. A symbolic link may lead anywhere inside the root;
+one that leads back to a folder on the way to it is passed over.
 """
 
 import os
@@ -12,12 +13,11 @@ from dit_jax.core.errors import UserError
 from dit_jax.data.hierarchy import ALL, printable
 from dit_jax.data.images import EXTENSIONS, ImageFile, order
 
-_DEPTH = 2  # folders between the root and an image, at most
 _IGNORED = frozenset(("__MACOSX",))
 
 
 def scan(root: str) -> tuple[list[ImageFile], list[str]]:
-  """All images below a folder, sorted by superclass, child and name.
+  """All images below a folder, sorted by their classes, coarsest first, and their names.
 
   Args:
     root: the folder.
@@ -31,7 +31,7 @@ def scan(root: str) -> tuple[list[ImageFile], list[str]]:
   if not os.path.isdir(root):
     what = "is not a folder" if os.path.exists(root) else "does not exist"
     raise UserError(f"data.path {printable(root)!r} {what}; give the folder that holds the images.")
-  entries = list(_walk(root, os.path.realpath(root), ""))
+  entries = list(_walk(root, (os.path.realpath(root),), ""))
   names = [entry.name for entry in entries if isinstance(entry, ImageFile)]
   if not names:
     raise UserError(
@@ -45,9 +45,11 @@ def scan(root: str) -> tuple[list[ImageFile], list[str]]:
   return sorted(files, key=order), sorted(map(printable, empty))
 
 
-def _walk(folder: str, top: str, prefix: str) -> Iterator[ImageFile | str]:
-  """Images below `folder` with names below the root, and the names of the folders on the way."""
-  depth = prefix.count("/")
+def _walk(folder: str, way: tuple[str, ...], prefix: str) -> Iterator[ImageFile | str]:
+  """Images below `folder` with names below the root, and the names of the folders on the way.
+
+  `way` has the real paths of the folders from the root down to this one.
+  """
   try:
     entries = list(os.scandir(folder))
   except OSError as e:
@@ -59,16 +61,18 @@ def _walk(folder: str, top: str, prefix: str) -> Iterator[ImageFile | str]:
     if entry.name.startswith(".") or entry.name in _IGNORED:
       continue
     if entry.is_dir():
+      real = os.path.join(way[-1], entry.name)
       if entry.is_symlink():
-        if depth >= _DEPTH:
+        real = os.path.realpath(entry.path)
+        if real in way:
           continue  # a loop would never end
-        _refuse_outside(entry, top)
+        _refuse_outside(entry, way[0])
       yield name
-      yield from _walk(entry.path, top, f"{name}/")
+      yield from _walk(entry.path, (*way, real), f"{name}/")
     elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
       if entry.is_file():
         if entry.is_symlink():
-          _refuse_outside(entry, top)
+          _refuse_outside(entry, way[0])
         yield ImageFile(name, entry.stat().st_size)
       elif entry.is_symlink():
         yield ImageFile(name, 0)  # leads nowhere: counted with the broken images, by name
@@ -87,11 +91,6 @@ def _refuse_mixed(root: str, names: list[str]) -> None:
   by_depth = {}
   for name in sorted(names):
     by_depth.setdefault(name.count("/"), name)
-  if max(by_depth) > _DEPTH:
-    raise UserError(
-      f"{printable(by_depth[max(by_depth)])!r} in {printable(root)!r} lies too deep; images belong "
-      "in root/super/sub/*, root/sub/* or root/*."
-    )
   if len(by_depth) > 1:
     some = " and ".join(repr(printable(name)) for name in by_depth.values())
     raise UserError(
@@ -104,5 +103,5 @@ def _labelled(file: ImageFile) -> ImageFile:
   folders = [printable(part) for part in file.name.split("/")[:-1]]
   if not folders:
     return file
-  superclass, child = folders if len(folders) == 2 else (ALL, folders[0])
-  return file._replace(superclass=superclass, child=child)
+  *above, superclass, child = folders if len(folders) > 1 else (ALL, folders[0])
+  return file._replace(superclass=superclass, child=child, above=tuple(above))

@@ -1,12 +1,14 @@
-"""The two-level label set: children (what the model is conditioned on) under their superclasses.
+"""The class tree: children (what the model is conditioned on) under levels of superclasses.
 
-Ids depend on names alone: children are ordered by (superclass, child), so the children of a
-superclass are neighbours, and superclasses by name. The table travels with every checkpoint.
+Ids depend on names alone: the children of a folder tree are ordered by their paths, those of a flat
+folder by their names whatever superclasses a taxonomy gives them, the classes of every coarser
+level by their paths. The table travels with every checkpoint.
 """
 
 import csv
 import dataclasses
 import difflib
+import itertools
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -22,47 +24,103 @@ def printable(name: str) -> str:
   return unicodedata.normalize("NFC", raw.decode("utf-8", "backslashreplace"))
 
 
+def unique_names(paths: list[tuple[str, ...]]) -> list[str]:
+  """The last name of every path (coarsest first), or the path where two end alike: "a/b/c"."""
+  count = Counter(path[-1] for path in set(paths))
+  return [path[-1] if count[path[-1]] == 1 else "/".join(path) for path in paths]
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-  """Names of the classes, by id, and the superclass of each child.
+  """Names of the classes, by level and id, and the class above each.
 
   Attributes:
     children: names, unique; a name that occurs under two superclasses reads "super/sub".
-    superclasses: names, unique.
+    superclasses: the next coarser level's names, unique likewise.
     parents: id of every child's superclass. No children at all: an unconditional set, label 0.
+    coarser: for every level above, finest first: its names, and the id in it of every class of the
+      level below. Most tables have none; the attributes before it describe them whole.
   """
 
   children: tuple[str, ...] = ()
   superclasses: tuple[str, ...] = ()
   parents: tuple[int, ...] = ()
+  # Not in the repr, which the fingerprints of data sets hash: tables of two levels keep theirs.
+  coarser: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...] = dataclasses.field(
+    default=(), repr=False
+  )
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):  # lists come back from JSON
-      object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-    if len(self.parents) != len(self.children):
-      raise UserError(
-        f"a class table has {len(self.children)} children and {len(self.parents)} parents; "
-        "it needs one parent a child."
-      )
-    for kind in (self.children, self.superclasses):
-      twice = [name for name, count in Counter(kind).items() if count > 1]
-      if twice:
-        raise UserError(f"a class table names {twice[0]!r} twice; class names must be unique.")
-    if not set(self.parents) <= set(range(len(self.superclasses))):
-      raise UserError(
-        f"a class table's parents must be ids below {len(self.superclasses)}, its number of "
-        f"superclasses; found {min(self.parents)} to {max(self.parents)}."
-      )
+    for field in ("children", "superclasses", "parents"):  # lists come back from JSON
+      object.__setattr__(self, field, tuple(getattr(self, field)))
+    coarser = tuple((tuple(names), tuple(ids)) for names, ids in self.coarser)
+    object.__setattr__(self, "coarser", coarser)
+    for names, ids, above in zip(self.levels, self.maps, self.levels[1:], strict=False):
+      _check_level(names, ids, above)
+    _check_unique(self.levels[-1])
+
+  @classmethod
+  def from_paths(cls, paths: Iterable[tuple[str, ...]]) -> "ClassTable":
+    """The table of classes given by their paths, coarsest name first, all equally long.
+
+    Children get their ids in the order of their paths' first occurrence, the others by their paths.
+    """
+    paths = list(dict.fromkeys(map(tuple, paths)))
+    if not paths:
+      return cls()
+    assert len({len(path) for path in paths}) == 1 < len(paths[0]), "paths of two names or more"
+    levels = [paths]
+    for depth in range(len(paths[0]) - 1, 0, -1):
+      levels.append(sorted({path[:depth] for path in paths}))
+    number = [{path: i for i, path in enumerate(level)} for level in levels]
+    maps = [
+      [ids[path[:-1]] for path in level] for level, ids in zip(levels, number[1:], strict=False)
+    ]
+    names = list(map(unique_names, levels))
+    return cls(names[0], names[1], maps[0], tuple(zip(names[2:], maps[1:], strict=True)))
 
   @classmethod
   def from_pairs(cls, pairs: Iterable[tuple[str, str]]) -> "ClassTable":
     """The table of all (superclass, child) pairs that occur, in any order and number."""
-    pairs = sorted(set(pairs))
-    superclasses = sorted({parent for parent, _ in pairs})
-    number = {parent: i for i, parent in enumerate(superclasses)}
-    count = Counter(child for _, child in pairs)
-    children = [f"{parent}/{child}" if count[child] > 1 else child for parent, child in pairs]
-    return cls(children, superclasses, [number[parent] for parent, _ in pairs])
+    return cls.from_paths(sorted(set(pairs)))
+
+  @classmethod
+  def of_sizes(cls, sizes: tuple[int, ...]) -> "ClassTable":
+    """A stand-in with so many classes a level, finest first, and parents in equal shares.
+
+    Raises:
+      UserError: a level that is larger than the one below it, or fewer than two levels.
+    """
+    sizes = tuple(sizes)
+    if not any(sizes):
+      return cls()
+    if len(sizes) < 2 or min(sizes) < 1 or list(sizes) != sorted(sizes, reverse=True):
+      raise UserError(
+        f"data.classes={sizes} must give the classes of every level, finest first, as (100, 10)."
+      )
+    names = [tuple(map(str, range(size))) for size in sizes]
+    maps = [[i * b // a for i in range(a)] for a, b in itertools.pairwise(sizes)]
+    return cls(names[0], names[1], maps[0], tuple(zip(names[2:], maps[1:], strict=True)))
+
+  @property
+  def levels(self) -> tuple[tuple[str, ...], ...]:
+    """Names of every level, the children first."""
+    return self.children, self.superclasses, *(names for names, _ in self.coarser)
+
+  @property
+  def maps(self) -> tuple[tuple[int, ...], ...]:
+    """For every level but the coarsest, the ids of its classes' parents."""
+    return self.parents, *(ids for _, ids in self.coarser)
+
+  @property
+  def sizes(self) -> tuple[int, ...]:
+    """Classes of every level."""
+    return tuple(map(len, self.levels))
+
+  @property
+  def nodes(self) -> tuple[str, ...]:
+    """Names by node, numbered as in core.tiers: the children, then level by level."""
+    return tuple(itertools.chain(*self.levels))
 
   @property
   def num_classes(self) -> int:
@@ -70,30 +128,48 @@ class ClassTable:
     return len(self.children)
 
   def full_name(self, child: int) -> str:
-    """A child as "super/sub"."""
-    parent = self.superclasses[self.parents[child]]
-    name = self.children[child]
-    return name if name.startswith(f"{parent}/") else f"{parent}/{name}"
+    """A child as "super/sub", with as many parts as there are levels."""
+    return self._full_names(0)[child]
+
+  def _full_names(self, level: int) -> list[str]:
+    names = self.levels[level]
+    if level + 1 == len(self.levels):
+      return list(names)
+    above = self._full_names(level + 1)
+    parents = (above[i] for i in self.maps[level])
+    return [
+      name if name.startswith(f"{parent}/") else f"{parent}/{name}"
+      for name, parent in zip(names, parents, strict=True)
+    ]
 
   def to_json(self) -> dict[str, list]:
     """The table as JSON-ready values; `from_json` gives it back."""
-    return {field.name: list(getattr(self, field.name)) for field in dataclasses.fields(self)}
+    values = {field: list(getattr(self, field)) for field in _TWO_LEVELS}
+    if self.coarser:
+      values["coarser"] = [[list(names), list(ids)] for names, ids in self.coarser]
+    return values
 
   @classmethod
   def from_json(cls, values: dict) -> "ClassTable":
     """The inverse of `to_json`."""
-    wanted = {field.name for field in dataclasses.fields(cls)}
-    if not isinstance(values, dict) or set(values) != wanted:
-      raise UserError(f"a saved class table must have {sorted(wanted)}; the file is damaged.")
-    return cls(**values)
+    if not isinstance(values, dict) or set(values) - {"coarser"} != set(_TWO_LEVELS):
+      raise UserError(f"a saved class table must have {sorted(_TWO_LEVELS)}; the file is damaged.")
+    try:
+      return cls(**values)
+    except UserError:
+      raise
+    except (TypeError, ValueError) as e:
+      raise UserError(f"a saved class table cannot be read ({e}); the file is damaged.") from e
 
-  def resolve(self, text: str) -> list[int]:
+  def resolve(self, text: str, superclasses: bool = False) -> list[int]:
     """Ids of the classes that a user asks for, in the user's order.
 
     Args:
-      text: names separated by commas; a name with a comma is quoted as in CSV. `#3` is always an
-        id; anything else is, first match first, the exact name of a child, "super/sub", `all`, or
-        a bare number as an id. An unconditional table knows only `all`, its label 0.
+      text: names separated by commas; a name with a comma is quoted as in CSV. `#3` is always the
+        id of a child; anything else is, first match first, the exact name of a child, its path
+        "super/sub", `all` the children, a superclass by its path or its name, or a bare number as
+        a child's id. An unconditional table knows only `all`, its label 0.
+      superclasses: whether the model can draw them; their ids are places in `nodes`.
 
     Raises:
       UserError: an unknown or ambiguous name, or an id out of range.
@@ -108,9 +184,9 @@ class ClassTable:
     items = [printable(item.strip()) for item in items]
     if not items or "" in items:
       raise UserError(f"classes {text!r} has an empty name; give names, ids, or {ALL!r}.")
-    return [i for item in items for i in self._find(item)]
+    return [i for item in items for i in self._find(item, superclasses)]
 
-  def _find(self, item: str) -> list[int]:
+  def _find(self, item: str, superclasses: bool) -> list[int]:
     if not self.children:
       if item in (ALL, "0", "#0"):
         return [0]
@@ -119,14 +195,19 @@ class ClassTable:
       return [self._id(item, item[1:])]
     if item in self.children:
       return [self.children.index(item)]
-    full = [self.full_name(i) for i in range(self.num_classes)]
+    full = self._full_names(0)
     if item in full:
       return [full.index(item)]
     if item == ALL:
       return list(range(self.num_classes))
+    if superclasses:
+      paths = list(itertools.chain(*map(self._full_names, range(len(self.levels)))))
+      for names in (paths, self.nodes):
+        if item in names:
+          return [names.index(item)]
     if item.lstrip("-").isdecimal():
       return [self._id(item, item)]
-    raise UserError(self._unknown(item, full))
+    raise UserError(self._unknown(item, superclasses))
 
   def _id(self, item: str, number: str) -> int:
     if number.isdecimal() and int(number) < self.num_classes:
@@ -135,17 +216,50 @@ class ClassTable:
       f"class id {item!r} is not one of this model's ids, #0 to #{self.num_classes - 1}."
     )
 
-  def _unknown(self, item: str, full: list[str]) -> str:
-    twins = [name for name in full if name.endswith(f"/{item}")]
+  def _unknown(self, item: str, superclasses: bool) -> str:
+    named = range(len(self.levels) if superclasses else 1)
+    paths = [path for level in named for path in self._full_names(level)]
+    twins = [path for path in paths if path.endswith(f"/{item}")]
     if twins:
       return f"class {item!r} occurs more than once; say which: {', '.join(map(repr, twins[:5]))}."
-    if item in self.superclasses:
-      parent = self.superclasses.index(item)
-      some = [c for c, p in zip(self.children, self.parents, strict=True) if p == parent]
-      return f"{item!r} is a superclass; ask for its classes: {', '.join(map(repr, some[:5]))}."
-    return (
-      f"no class is named {item!r}{did_you_mean(item, full if '/' in item else self.children)}."
+    if item in self.nodes:
+      some = self._children_of(self.nodes.index(item))[:5]
+      return f"{item!r} is a superclass; ask for its classes: {', '.join(map(repr, some))}."
+    known = paths if "/" in item else [name for level in named for name in self.levels[level]]
+    return f"no class is named {item!r}{did_you_mean(item, known)}."
+
+  def _children_of(self, node: int) -> list[str]:
+    """Names of the children below a superclass."""
+    below = {node}
+    starts = list(itertools.accumulate(self.sizes, initial=0))
+    for level in reversed(range(len(self.levels) - 1)):
+      ids = self.maps[level]
+      below |= {starts[level] + i for i, up in enumerate(ids) if starts[level + 1] + up in below}
+    return [name for i, name in enumerate(self.children) if i in below]
+
+
+_TWO_LEVELS = ("children", "superclasses", "parents")
+
+
+def _check_level(names: tuple[str, ...], ids: tuple[int, ...], above: tuple[str, ...]) -> None:
+  """Raises UserError unless names are unique and each has one parent among those above."""
+  _check_unique(names)
+  if len(ids) != len(names):
+    raise UserError(
+      f"a class table has {len(names)} classes and {len(ids)} parents in one level; it needs one "
+      "parent a class."
     )
+  if not set(ids) <= set(range(len(above))):
+    raise UserError(
+      f"a class table's parents must be ids below {len(above)}, its number of superclasses; found "
+      f"{min(ids)} to {max(ids)}."
+    )
+
+
+def _check_unique(names: tuple[str, ...]) -> None:
+  twice = [name for name, count in Counter(names).items() if count > 1]
+  if twice:
+    raise UserError(f"a class table names {twice[0]!r} twice; class names must be unique.")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

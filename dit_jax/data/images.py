@@ -24,17 +24,19 @@ class ImageFile(NamedTuple):
     num_bytes: size of the file, 0 where it cannot be told.
     superclass: printable name, "" in an unconditional set.
     child: printable name, likewise.
+    above: names of the levels over the superclass, coarsest first; most sets have none.
   """
 
   name: str
   num_bytes: int
   superclass: str = ""
   child: str = ""
+  above: tuple[str, ...] = ()
 
 
 def order(file: ImageFile) -> tuple[str, ...]:
   """The sort key of a set: the same list on every file system."""
-  return file.superclass, file.child, printable(file.name), file.name
+  return *file.above, file.superclass, file.child, printable(file.name), file.name
 
 
 def decode(path: str) -> Image.Image:

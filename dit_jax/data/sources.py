@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import folder, twemoji
+from dit_jax.data import folder, taxonomy, twemoji
 from dit_jax.data.hierarchy import ClassTable, did_you_mean, printable
 from dit_jax.data.images import BrokenImage, ImageFile, decode
 from dit_jax.data.transforms import center_crop
@@ -95,6 +95,8 @@ class ImageSource:
   def _hash(self, split: str) -> str:
     digest = hashlib.sha256()
     digest.update(repr((self.classes, self.image_size, split)).encode())
+    if self.classes.coarser:
+      digest.update(repr(self.classes.coarser).encode())
     for index, label, file in zip(self.indices, self.labels, self._files, strict=True):
       digest.update(f"{index}\t{label}\t{printable(file.name)}\t{file.num_bytes}\n".encode())
     return digest.hexdigest()[:16]
@@ -106,9 +108,10 @@ def open_source(data, split: str = "train") -> ImageSource:
   Args:
     data: has `source` ("folder" or "twemoji"), `path` (a folder; if not empty, it wins over
       `source`), `image_size` in pixels, `holdout` (every n-th image of a class, in sorted order:
-      the images n - 1, 2n - 1, ..., so a class of fewer than n keeps all; 0 holds none out) and
-      `only` (names of superclasses of `source` to keep, images and table; () keeps all; where
-      `path` replaces another source, its superclasses are not in question).
+      the images n - 1, 2n - 1, ..., so a class of fewer than n keeps all; 0 holds none out), `only`
+      (names of superclasses of `source` to keep, images and table; () keeps all; where `path`
+      replaces another source, its superclasses are not in question), and may have `taxonomy` and
+      `levels`, which give a flat folder superclasses (data.taxonomy).
     split: "train", "heldout" or "all".
 
   Raises:
@@ -127,28 +130,40 @@ def open_source(data, split: str = "train") -> ImageSource:
     raise UserError(
       f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
     )
-  only = (data.only,) if isinstance(data.only, str) else tuple(data.only)
+  # Runs from before there were taxonomies say nothing of them.
+  wanted = getattr(data, "taxonomy", ""), _names(getattr(data, "levels", ()))
+  files = taxonomy.apply(files, *wanted)
   replaced = data.path and data.source != "folder"  # `only` names superclasses of the source
-  files = _keep_only(files, () if replaced else only)
+  files = _keep_only(files, () if replaced else _names(data.only))
   return ImageSource(root, files, data.image_size, split, data.holdout, tuple(empty))
 
 
+def _names(value) -> tuple[str, ...]:
+  """A config's names; one alone need not be a tuple."""
+  return (value,) if isinstance(value, str) else tuple(value)
+
+
 def _keep_only(files: list[ImageFile], only: tuple[str, ...]) -> list[ImageFile]:
-  known = sorted({file.superclass for file in files} - {""})
+  known = sorted({name for file in files for name in _superclasses(file)} - {""})
   for name in map(printable, only):
     if name not in known:
       hint = did_you_mean(name, known) or f"; it has {', '.join(known[:20]) or 'none'}"
       raise UserError(f"data.only names {name!r}, no superclass of this set{hint}.")
   kept = set(map(printable, only)) or {*known, ""}
-  return [file for file in files if file.superclass in kept]
+  return [file for file in files if kept.intersection(_superclasses(file))]
+
+
+def _superclasses(file: ImageFile) -> tuple[str, ...]:
+  return *file.above, file.superclass
 
 
 def _classes_of(files: list[ImageFile]) -> tuple[ClassTable, np.ndarray]:
   """The table, and the label of every file; no classes and labels of 0 if unconditional."""
-  pairs = sorted({(file.superclass, file.child) for file in files} - {("", "")})
-  number = {pair: i for i, pair in enumerate(pairs)}
-  labels = [number.get((file.superclass, file.child), 0) for file in files]
-  return ClassTable.from_pairs(pairs), np.asarray(labels, np.int32)
+  paths = [(*_superclasses(file), file.child) for file in files]
+  named = [path for path in dict.fromkeys(paths) if path != ("", "")]
+  number = {path: i for i, path in enumerate(named)}
+  labels = [number.get(path, 0) for path in paths]
+  return ClassTable.from_paths(named), np.asarray(labels, np.int32)
 
 
 def _positions(labels: np.ndarray, split: str, holdout: int) -> np.ndarray:

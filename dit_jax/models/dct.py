@@ -12,6 +12,7 @@ from einops import rearrange, repeat
 
 from dit_jax.core.buckets import TokenIndex
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Tiers
 from dit_jax.core.typing import Array, DTypeLike, Float, Int, Key
 from dit_jax.models.dit import SIZES as DIT_SIZES
 from dit_jax.models.refine_net import RefineNet
@@ -20,7 +21,7 @@ from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
-from dit_jax.nn.label import LabelEmbedder
+from dit_jax.nn.label import label_embedder
 
 DEPTHS = {  # base blocks, refine blocks; their sum is DiT's depth
   "S": (10, 2),  # ours, as B
@@ -75,6 +76,8 @@ class DCT(nn.Module):
     factors: f_1 < ... < f_k.
     grid: cells of the finest latent grid, (h, w).
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
+    tiers: the class tree whose nodes the labels are instead; None: there is none.
+    fusion: see nn.label.TieredEmbedder.
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
     remat: see nn.block.Blocks.
     window: refined tokens see only those of their own window of so many regions a side; 0: all.
@@ -99,6 +102,8 @@ class DCT(nn.Module):
   window: int = 0
   affine: bool = False
   gamma: bool = False
+  tiers: Tiers | None = None
+  fusion: str = "sum"
 
   def __post_init__(self):
     super().__post_init__()
@@ -189,7 +194,7 @@ class DCT(nn.Module):
     h = h + PositionTable(rows, cols, width, dtype, name="position")()
     h = h + embed(rearrange(grains, "b r c -> b (r c)"))
     c = TimestepEmbedder(width, dtype=dtype, name="time")(t_model)
-    c = c + LabelEmbedder(self.num_classes, width, dtype, name="label")(label)
+    c = c + label_embedder(self)(label)
     h = Blocks(
       self.depth,
       width,

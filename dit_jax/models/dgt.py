@@ -12,12 +12,13 @@ from einops import rearrange
 
 from dit_jax.core import rng
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Tiers
 from dit_jax.core.typing import Array, Bool, DTypeLike, Float, Int, Key
 from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PositionTable
-from dit_jax.nn.label import LabelEmbedder
+from dit_jax.nn.label import label_embedder
 
 
 class DGT(nn.Module):
@@ -30,6 +31,8 @@ class DGT(nn.Module):
     num_grains: k; the value k in the input means "masked".
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
     affine, gamma: what fine-tuning adds to norms and branches; see nn.block.DiTBlock.
+    tiers: the class tree whose nodes the labels are instead; None: there is none.
+    fusion: see nn.label.TieredEmbedder.
   """
 
   grid: tuple[int, int]
@@ -44,6 +47,8 @@ class DGT(nn.Module):
   attention: AttentionSettings = AttentionSettings()
   affine: bool = False
   gamma: bool = False
+  tiers: Tiers | None = None
+  fusion: str = "sum"
 
   def __post_init__(self):
     super().__post_init__()
@@ -70,7 +75,7 @@ class DGT(nn.Module):
     )
     x = embed(rearrange(cells, "b r c -> b (r c)"))
     x = x + PositionTable(rows, cols, self.width, self.dtype, name="position")()
-    c = LabelEmbedder(self.num_classes, self.width, self.dtype, name="label")(label)
+    c = label_embedder(self)(label)
     x = Blocks(
       self.depth,
       self.width,

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Tiers
 from dit_jax.core.typing import Array, DTypeLike, Float, Int
 from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
 from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
-from dit_jax.nn.label import LabelEmbedder
+from dit_jax.nn.label import label_embedder
 
 SIZES = {  # depth, width, heads: DiT paper, Table 1
   "S": (12, 384, 6),
@@ -42,6 +43,8 @@ class DiT(nn.Module):
   Attributes:
     grid: cells of the latent grid, (h, w).
     num_classes: labels are 0 .. num_classes, the last one meaning "no class".
+    tiers: the class tree whose nodes the labels are instead; None: there is none.
+    fusion: see nn.label.TieredEmbedder.
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
     remat: see nn.block.Blocks.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
@@ -62,6 +65,8 @@ class DiT(nn.Module):
   attention: AttentionSettings = AttentionSettings()
   affine: bool = False
   gamma: bool = False
+  tiers: Tiers | None = None
+  fusion: str = "sum"
 
   def __post_init__(self):
     super().__post_init__()
@@ -90,7 +95,7 @@ class DiT(nn.Module):
     x = PatchEmbed(p, self.width, dtype, name="patch_embed")(z)
     x = x + PositionTable(rows, cols, self.width, dtype, name="position")()
     c = TimestepEmbedder(self.width, dtype=dtype, name="time")(t_model)
-    c = c + LabelEmbedder(self.num_classes, self.width, dtype, name="label")(label)
+    c = c + label_embedder(self)(label)
     x = Blocks(
       self.depth,
       self.width,

@@ -17,6 +17,7 @@ import numpy as np
 
 from dit_jax.core import buckets, rng
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Tiers
 from dit_jax.diffusion import guidance as guidance_
 from dit_jax.diffusion import sampler, steppers
 from dit_jax.diffusion.process import Process
@@ -36,7 +37,7 @@ class Models:
     factors: f_1 < ... < f_k.
     regions: (rows, cols) of a grain map.
     channels: of a latent.
-    num_classes: also the null class.
+    tiers: the tree whose nodes the labels are; without superclasses, the classes and "no class".
     mean, std: latent statistics, [k, c].
   """
 
@@ -47,18 +48,28 @@ class Models:
   factors: tuple[int, ...]
   regions: tuple[int, int]
   channels: int
-  num_classes: int
+  tiers: Tiers
   mean: jax.Array
   std: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How to sample; the defaults are the papers'."""
+  """How to sample; the defaults are the papers'.
+
+  Attributes:
+    guidance, map_guidance: scales of the guidance of pictures and of grain maps; 1: none.
+    guidance_level: both are away from the label's ancestor at this level, 1 its superclass; the
+      last level is "no class", the only one of a model without tiers.
+    guidance_interval, guidance_channels: of pictures; see diffusion.guidance.
+  """
 
   steps: int = 250
   stepper: str = "ddpm"
   guidance: float = 1.0
+  guidance_level: int = 1
+  guidance_interval: tuple[float, float] = guidance_.ALWAYS
+  guidance_channels: int = 0
   microbatch: int = 4
   map_steps: int = 64
   map_temperature: float = 1.0
@@ -74,6 +85,14 @@ class Settings:
     for name in ("guidance", "map_guidance"):
       if not math.isfinite(getattr(self, name)):
         raise UserError(f"{name}={getattr(self, name)} must be a number; 1 means no guidance.")
+    object.__setattr__(self, "guidance_interval", tuple(map(float, self.guidance_interval)))
+    if (
+      len(self.guidance_interval) != 2 or not self.guidance_interval[0] <= self.guidance_interval[1]
+    ):
+      raise UserError(
+        f"guidance_interval={self.guidance_interval} must be two model times, first the lower; "
+        f"{guidance_.ALWAYS} is always."
+      )
     if self.map_order not in grain_maps.ORDERS:
       raise UserError(
         f"map_order={self.map_order!r} is unknown; choose one of {grain_maps.ORDERS}."
@@ -90,11 +109,16 @@ class Generator:
   """Compiled programs of a set of models; call `grain_maps`, then `images`.
 
   Raises:
-    UserError: more steps than the schedule has.
+    UserError: more steps than the schedule has, a level or channels that the models have not.
   """
 
   def __init__(self, models: Models, settings: Settings, devices=None):
     self.models, self.settings = models, settings
+    if not 0 <= settings.guidance_channels <= models.channels:
+      raise UserError(
+        f"guidance_channels={settings.guidance_channels} must be 0 (all) to {models.channels}."
+      )
+    self._base = models.tiers.ancestors(settings.guidance_level)
     jax.eval_shape(self._times)  # so that a wrong number of steps is refused before any compile
     self.rows = parallel.Rows(settings.microbatch, devices)
     self._maps = self.rows.jit(self._sample_maps, num_scalars=1)
@@ -208,7 +232,7 @@ class Generator:
       temperature=s.map_temperature,
       order=s.map_order,
       guidance=s.map_guidance,
-      null_label=m.num_classes,
+      null_label=jnp.asarray(self._base)[rows["label"]],
     )
 
   def _sample_images(self, params, rows, seed, scale):
@@ -223,7 +247,9 @@ class Generator:
       return m.content(params, z, t, label, doubled["grains"], _tokens(doubled))
 
     if s.guidance != 1:
-      model_fn = guidance_.guided(model_fn, rows["label"], m.num_classes, scale)
+      base = jnp.asarray(self._base)[rows["label"]]
+      how = s.guidance_channels, s.guidance_interval
+      model_fn = guidance_.guided(model_fn, rows["label"], base, scale, *how)
     z = sampler.sample(
       m.process.denoiser(model_fn),
       stepper(noise_fn),

@@ -34,7 +34,7 @@ def sample_maps(
   temperature: float = 1.0,
   order: str = "random",
   guidance: float = 1.0,
-  null_label: int | None = None,
+  null_label: int | Int[Array, " b"] | None = None,
 ) -> Int[Array, "b rows cols"]:
   """Reveals the cells of a fully masked map in `steps` steps, all of one step independently.
 
@@ -49,7 +49,8 @@ def sample_maps(
     order: "random", or "confidence_biased": the surest draws first, as MaskGIT does. It is biased
       even with perfect logits (the fine fraction's distribution moves by KS 0.33).
     guidance: s in null + s (conditional - null), on logits; 1 calls the model once a step.
-    null_label: the class that means "no class"; needed when guidance is not 1.
+    null_label: the class to be guided away from, for instance "no class"; needed when guidance is
+      not 1.
 
   Raises:
     UserError: an unknown order, a temperature not above 0, or guidance without a null class.
@@ -91,13 +92,13 @@ def _check(order: str, temperature: float, steps: int, guidance: float, null_lab
     raise UserError(f"{guidance=} needs a model with a null class; sample it with guidance 1.")
 
 
-def _guide(logits_fn, label, guidance: float, null_label: int | None):
+def _guide(logits_fn, label, guidance: float, null_label):
   """cells -> logits, pushed away from the null class by the guidance."""
   if guidance == 1:
     return lambda cells: logits_fn(cells, label)
 
   def guided(cells):
-    null = logits_fn(cells, jnp.full_like(label, null_label))
+    null = logits_fn(cells, jnp.broadcast_to(null_label, label.shape))
     return null + guidance * (logits_fn(cells, label) - null)
 
   return guided

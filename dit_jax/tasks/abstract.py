@@ -39,16 +39,16 @@ class Prepared:
   slots: slots.Slots | None
 
 
-def prepare(config, name: str, num_children: int, mesh) -> Prepared:
+def prepare(config, name: str, classes, mesh) -> Prepared:
   """A stage's train step on a mesh of real devices or of a target's.
 
   Args:
     config: a recipe.
     name: the stage.
-    num_children: classes.
+    classes: as sizes.latent_meta takes them.
     mesh: from sharding.make_mesh.
   """
-  block, meta = config[name], sizes.latent_meta(config, num_children)
+  block, meta = config[name], sizes.latent_meta(config, classes)
   init, phases, normalizers = _trained(config, name, meta)
   _, _, _, frozen = sizes.parts(config, name, meta)
   tx, how = optim.make_tx(block.optim, block.total_steps), peft.of(config, name)
@@ -72,15 +72,15 @@ def prepare(config, name: str, num_children: int, mesh) -> Prepared:
   return Prepared(jitted, born, shapes, sharding.placed(batch, rows), shared)
 
 
-def compile_step(config, name: str, num_children: int, mesh):
+def compile_step(config, name: str, classes, mesh):
   """The executable of a stage's train step; the arguments are those of `prepare`."""
-  prepared = prepare(config, name, num_children, mesh)
+  prepared = prepare(config, name, classes, mesh)
   return prepared.step.compile(prepared.state, prepared.batch)
 
 
-def compile_sampling(config, name: str, num_children: int, devices):
+def compile_sampling(config, name: str, classes, devices):
   """The executable that draws with a stage: its images (at the most tokens), maps or latents."""
-  meta = sizes.latent_meta(config, num_children)
+  meta = sizes.latent_meta(config, classes)
   init, _, _ = _trained(config, name, meta)
   params = jax.eval_shape(init, rng.abstract_key())
   if name == "dvae":
@@ -152,7 +152,7 @@ def _trained(config, name: str, meta: dict):
     return task.init, ((0, task.loss_fn),), task.normalizers
   if name == "dgt":
     model = dgt.make_model(config, meta)
-    return dgt.make_init(model), dgt.make_phases(config, model), dgt.normalizers
+    return dgt.make_init(model), dgt.make_phases(config, model, meta), dgt.normalizers
   module = sizes.TRANSFORMERS[name]
   content = dct.make_content(
     config, name, meta, _no_statistics(meta), module.make_model, module.content_fn

@@ -9,13 +9,14 @@ import numpy as np
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Drop
 from dit_jax.data import plan
 from dit_jax.diffusion import losses, process, schedules
 from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import latent_stage, padding
+from dit_jax.tasks import labels, latent_stage, padding
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft, sharding
 
@@ -29,8 +30,7 @@ class DiffusionLoss:
     process: schedule and parameterisation.
     factors: f_1 < ... < f_k of the latents.
     mean, std: latent statistics, [k, c].
-    num_classes: also the id of the null class.
-    label_drop: probability that an image's label becomes the null class.
+    drop: (keys, labels) -> the nodes that the model is shown.
     kind: "unique", "copied" or "grain_means" (D2iT, multi-grained loss; our reconstruction).
     grain_weights: weights of the grains under "grain_means", coarsest first.
   """
@@ -40,8 +40,7 @@ class DiffusionLoss:
   factors: tuple[int, ...]
   mean: jax.Array
   std: jax.Array
-  num_classes: int
-  label_drop: float = 0.1
+  drop: Drop
   kind: str = "unique"
   grain_weights: tuple[float, ...] = (1.0, 1.0)
 
@@ -67,8 +66,7 @@ class DiffusionLoss:
       rng.stream(keys, "noise"), batch["grains"], self.factors, x0.shape[-1]
     )
     z = self.process.add_noise(x0, eps, t)
-    drop = rng.uniform(rng.stream(keys, "label_drop")) < self.label_drop
-    label = jnp.where(drop, self.num_classes, batch["label"])
+    label = self.drop(rng.stream(keys, "label_drop"), batch["label"])
     out = self.apply(params, z, self.process.schedule.model_time(t), label, batch, step)
 
     cells = structure.cell_grains(batch["grains"], self.factors)
@@ -106,7 +104,7 @@ def make_model(config, meta: dict) -> dct.DCT:
     factors=tuple(meta["factors"]),
     grid=tuple(meta["grid"]),
     z_channels=meta["z_channels"],
-    num_classes=len(meta["classes"]["children"]),
+    **labels.fields(config.dct, meta),
     learn_sigma=config.dct.diffusion.learn_sigma,
   )
 
@@ -157,8 +155,7 @@ def make_content(
     factors=factors,
     mean=jnp.asarray(statistics["mean"], jnp.float32),
     std=jnp.asarray(statistics["std"], jnp.float32),
-    num_classes=model.num_classes,
-    label_drop=block.diffusion.label_drop,
+    drop=labels.drop(block, meta, block.diffusion.label_drop),
     kind=block.diffusion.loss,
     grain_weights=tuple(block.diffusion.grain_weights),
   )

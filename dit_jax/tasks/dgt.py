@@ -6,10 +6,11 @@ import numpy as np
 
 from dit_jax.core import rng
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Drop
 from dit_jax.models import dgt
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.sampling import grain_maps, grids
-from dit_jax.tasks import latent_stage
+from dit_jax.sampling import generate, grain_maps, grids
+from dit_jax.tasks import labels, latent_stage
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft
 
@@ -28,18 +29,17 @@ def make_model(config, meta: dict) -> dgt.DGT:
     attention=attention,
     grid=tuple(meta["regions"]),
     num_grains=len(meta["factors"]),
-    num_classes=len(meta["classes"]["children"]),
+    **labels.fields(config.dgt, meta),
   )
 
 
-def make_loss(model: dgt.DGT, label_drop: float, seed: int = 0):
+def make_loss(model: dgt.DGT, drop: Drop, seed: int = 0):
   """The mean any-order bound per cell, in nats (D2iT stage 2a; our reconstruction)."""
 
   def loss_fn(params, frozen, batch, keys, norm, step):
     del frozen
     cells, masked = dgt.mask_tokens(rng.stream(keys, "mask"), batch["grains"], model.num_grains)
-    drop = rng.uniform(rng.stream(keys, "label_drop")) < label_drop
-    label = jnp.where(drop, model.num_classes, batch["label"])
+    label = drop(rng.stream(keys, "label_drop"), batch["label"])
     rngs = {"attention": rng.step_key(seed, step, "attention")}
     logits = model.apply(params, cells, label, rngs=rngs)
     nats = dgt.masked_cross_entropy(logits, batch["grains"], masked).sum() / norm["images"]
@@ -53,10 +53,11 @@ def normalizers(batch: dict) -> dict:
   return {"images": jnp.float32(batch["label"].shape[0])}
 
 
-def make_phases(config, model: dgt.DGT) -> tuple:
+def make_phases(config, model: dgt.DGT, meta: dict) -> tuple:
   """The losses of a run, as in tasks.task.Task."""
+  drop = labels.drop(config.dgt, meta, config.dgt.label_drop)
   return tuple(
-    (start, make_loss(model.clone(attention=attention), config.dgt.label_drop, config.seed))
+    (start, make_loss(model.clone(attention=attention), drop, config.seed))
     for start, attention in model.attention.phases(config.dgt.total_steps, model.block_tokens)
   )
 
@@ -73,6 +74,8 @@ def build(config, workdir, mesh) -> Task:
   model = make_model(config, cache.meta)
   shape = tuple(cache.meta["regions"])
   shown = latent_stage.shown_rows(cache)
+  settings = generate.Settings(**config.sampling)
+  base = labels.tree(config.dgt, cache.meta).ancestors(settings.guidance_level)
   draw = jax.jit(
     lambda params: grain_maps.sample_maps(
       lambda cells, label: model.apply(params, cells, label),
@@ -80,11 +83,11 @@ def build(config, workdir, mesh) -> Task:
       rng.sample_keys(config.seed, jnp.asarray(shown["index"])),
       shape=shape,
       num_grains=model.num_grains,
-      steps=config.sampling.map_steps,
-      temperature=config.sampling.map_temperature,
-      order=config.sampling.map_order,
-      guidance=config.sampling.map_guidance,
-      null_label=model.num_classes,
+      steps=settings.map_steps,
+      temperature=settings.map_temperature,
+      order=settings.map_order,
+      guidance=settings.map_guidance,
+      null_label=jnp.asarray(base[shown["label"]]),
     )
   )
 
@@ -99,7 +102,7 @@ def build(config, workdir, mesh) -> Task:
     cache,
     name="dgt",
     init=make_init(model),
-    phases=make_phases(config, model),
+    phases=make_phases(config, model, cache.meta),
     normalizers=normalizers,
     preview=preview,
   )

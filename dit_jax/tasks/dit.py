@@ -3,7 +3,7 @@
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import dct, latent_stage
+from dit_jax.tasks import dct, labels, latent_stage
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft
 
@@ -24,7 +24,7 @@ def make_model(config, meta: dict) -> dit.DiT:
     attention=attention,
     grid=tuple(meta["grid"]),
     z_channels=meta["z_channels"],
-    num_classes=len(meta["classes"]["children"]),
+    **labels.fields(config.dit, meta),
     learn_sigma=config.dit.diffusion.learn_sigma,
   )
 

@@ -17,7 +17,7 @@ from dit_jax.data import grain_maps, latents, pipeline, sources
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate, grids, parallel
-from dit_jax.tasks import dvae
+from dit_jax.tasks import dvae, labels
 from dit_jax.tasks.task import Task
 from dit_jax.training.checkpoint import Checkpoints
 
@@ -222,7 +222,7 @@ def sampling_models(config, meta: dict, process, content, map_logits=None) -> ge
     factors=tuple(meta["factors"]),
     regions=tuple(meta["regions"]),
     channels=meta["z_channels"],
-    num_classes=len(meta["classes"]["children"]),
+    tiers=labels.tree(labels.content_block(config), meta),
     mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
     std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
   )

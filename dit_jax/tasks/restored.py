@@ -39,11 +39,10 @@ class Run:
   def num_classes(self) -> int:
     return len(self.classes.children)
 
-  def settings(self, steps: int | None = None, guidance: float | None = None) -> generate.Settings:
-    """The run's own sampling settings, with what the caller wants otherwise."""
-    own = dict(self.config.sampling)
-    given = {"steps": steps, "guidance": guidance}
-    return generate.Settings(**(own | {k: v for k, v in given.items() if v is not None}))
+  def settings(self, **wanted) -> generate.Settings:
+    """The run's own sampling settings, with those that the caller wants otherwise (not None)."""
+    given = {name: value for name, value in wanted.items() if value is not None}
+    return generate.Settings(**(dict(self.config.sampling) | given))
 
   def map_of_image(self, path: str) -> np.ndarray:
     """The grain map of an image file, cropped as in training."""

@@ -10,9 +10,10 @@ import numpy as np
 from dit_jax.core import buckets, flops, rng, slots
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
+from dit_jax.data.hierarchy import ClassTable
 from dit_jax.diffusion import losses
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, dvae
+from dit_jax.tasks import dct, dgt, dit, dvae, labels
 from dit_jax.training import optim, peft, sharding, state
 
 DTYPES = ("float32", "bfloat16")
@@ -32,7 +33,8 @@ def check_models(config) -> None:
   _check_range(config, "data.workers", 0)
   _check_range(config, "latents.batch_size", 1)
   settings = generate.Settings(**config.sampling)
-  meta = latent_meta(config, 0)
+  labels.check(config)
+  meta = latent_meta(config)
   for name in config.stages:
     peft.of(config, name)
     for field, *ends in (("total_steps", 1), ("every.save", 1), ("ema_decay", 0, 1)):
@@ -77,8 +79,14 @@ def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> Non
   jax.eval_shape(lambda: (schedule.times(settings.steps), reduced()))
 
 
-def latent_meta(config, num_children: int) -> dict:
-  """What the latent cache of this recipe will say of its shapes."""
+def latent_meta(config, classes: int | tuple[int, ...] = (2, 1)) -> dict:
+  """What the latent cache of this recipe will say of its shapes.
+
+  Args:
+    config: a recipe.
+    classes: of every level, the children first; a number alone is that of the children.
+  """
+  classes = (classes, min(classes, 1)) if isinstance(classes, int) else classes
   size, factors = config.data.image_size, dvae.make_model(config.dvae.model).factors
   if len(config.dvae.ratios) != len(factors):
     raise UserError(
@@ -97,13 +105,13 @@ def latent_meta(config, num_children: int) -> dict:
     "regions": (size // factors[-1],) * 2,
     "grid": (size // factors[0],) * 2,
     "z_channels": config.dvae.model.z_channels,
-    "classes": {"children": [""] * num_children},
+    "classes": ClassTable.of_sizes(classes).to_json(),
   }
 
 
 def tokens(config) -> dict[str, int]:
   """Tokens an image: base, and refined at the mean fine fraction and at most."""
-  meta = latent_meta(config, 0)
+  meta = latent_meta(config)
   regions = meta["regions"][0] * meta["regions"][1]
   if "dit" in config.stages:
     patch = dit.make_model(config, meta).patch
@@ -120,7 +128,7 @@ def tokens(config) -> dict[str, int]:
 
 def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
   """By stage: the blocks with prob-sparse attention, by the most tokens that they can meet."""
-  meta, found = latent_meta(config, 0), {}
+  meta, found = latent_meta(config), {}
   for name in config.stages:
     if name == "dvae":
       continue
@@ -132,7 +140,7 @@ def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
   return found
 
 
-def measure(config, num_children: int, mesh) -> dict:
+def measure(config, classes: int | tuple[int, ...], mesh) -> dict:
   """By stage: params, those trained, FLOPs an image, bytes of state and activations on a device.
 
   FLOPs come from the traced functions: two a multiply-add, matrix products and convolutions only,
@@ -141,7 +149,7 @@ def measure(config, num_children: int, mesh) -> dict:
   Functions are traced as for a CPU, whose programs can be counted, so no figure depends on the
   device.
   """
-  meta = latent_meta(config, num_children)
+  meta = latent_meta(config, classes)
   kinds = ("params", "trainable", "flops_per_image", "state_bytes", "activation_bytes")
   out = {kind: {} for kind in kinds}
   for name in config.stages:

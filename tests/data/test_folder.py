@@ -38,6 +38,15 @@ def test_one_level_has_one_superclass(tmp_path):
   assert scanned(tmp_path)[0] == [("all", "owl", "owl/1.png"), ("all", "tit", "tit/1.png")]
 
 
+def test_any_number_of_levels(tmp_path):
+  make(tmp_path, "b/q/y/s/1.png", "a/p/x/s/1.png", "a/p/x/r/2.png")
+  files, empty = folder.scan(str(tmp_path))
+  assert [(*f.above, f.superclass, f.child) for f in files] == [
+    ("a", "p", "x", "r"), ("a", "p", "x", "s"), ("b", "q", "y", "s")
+  ]  # fmt: skip
+  assert empty == []
+
+
 def test_no_level_has_no_class(tmp_path):
   make(tmp_path, "2.png", "1.png")
   assert scanned(tmp_path)[0] == [("", "", "1.png"), ("", "", "2.png")]
@@ -79,8 +88,7 @@ def test_names_of_any_script_and_of_no_encoding(tmp_path):
     (["a/notes.txt"], "holds no image"),
     (["a/x/1.png", "cover.png"], r"different depths \('a/x/1.png' and 'cover.png'\)"),
     (["a/1.png", "a/x/1.png"], "different depths"),
-    (["a/x/deep/1.png"], "too deep"),
-    (["a/x/1.png", "a/x/y/z/1.png"], "'a/x/y/z/1.png' .* too deep"),
+    (["a/x/1.png", "a/x/y/z/1.png"], r"different depths \('a/x/1.png' and 'a/x/y/z/1.png'\)"),
   ],
 )
 def test_refuses_layouts_that_name_no_class(tmp_path, names, message):
@@ -140,7 +148,11 @@ def test_loops_end(tmp_path):
   (tmp_path / "a/x/loop").symlink_to("..")
   assert len(scanned(tmp_path)[0]) == 1
   (tmp_path / "a/up").symlink_to("..")
-  with pytest.raises(UserError, match="too deep"):
+  assert len(scanned(tmp_path)[0]) == 1
+  (tmp_path / "b/y").mkdir(parents=True)  # two folders that lead to each other
+  (tmp_path / "b/y/to_x").symlink_to("../../a/x")
+  (tmp_path / "a/x/to_y").symlink_to("../../b/y")
+  with pytest.raises(UserError, match="different depths"):
     folder.scan(str(tmp_path))
 
 

@@ -148,6 +148,122 @@ def test_a_damaged_table_is_refused(values):
     ClassTable.from_json(values)
 
 
+OLD = """{"children": ["barn", "owl/x", "blue", "tit/x"], "superclasses": ["owl", "tit"],
+  "parents": [0, 0, 1, 1]}"""  # as checkpoints and caches of two levels have stored it
+
+
+def test_a_stored_table_of_two_levels_loads_and_is_stored_alike():
+  table = ClassTable.from_json(json.loads(OLD))
+  assert table.children == ("barn", "owl/x", "blue", "tit/x")
+  assert (table.superclasses, table.parents, table.coarser) == (("owl", "tit"), (0, 0, 1, 1), ())
+  assert table.to_json() == json.loads(OLD)
+  assert [table.full_name(i) for i in (1, 2)] == ["owl/x", "tit/blue"]
+  assert table == ClassTable.from_pairs(
+    [("tit", "blue"), ("owl", "x"), ("owl", "barn"), ("tit", "x")]
+  )
+
+
+DEEP = ClassTable.from_paths(
+  [
+    ("animal", "bird", "sparrow", "house"),
+    ("animal", "bird", "sparrow", "tree"),
+    ("animal", "bird", "prunella", "dunnock"),
+    ("plant", "mint", "prunella", "selfheal"),
+    ("plant", "mint", "mint", "water"),
+  ]
+)
+
+
+def test_levels_of_a_deep_tree_and_their_maps():
+  assert DEEP.levels == (
+    ("house", "tree", "dunnock", "selfheal", "water"),
+    ("animal/bird/prunella", "sparrow", "mint", "plant/mint/prunella"),
+    ("bird", "mint"),
+    ("animal", "plant"),
+  )
+  assert DEEP.maps == ((1, 1, 0, 3, 2), (0, 0, 1, 1), (0, 1))
+  assert DEEP.sizes == (5, 4, 2, 2)
+  assert DEEP.full_name(2) == "animal/bird/prunella/dunnock"
+  assert DEEP.full_name(0) == "animal/bird/sparrow/house"
+  assert ClassTable.from_json(json.loads(json.dumps(DEEP.to_json()))) == DEEP
+
+
+@given(st.integers(2, 5).flatmap(lambda n: st.lists(st.tuples(*[NAMES] * n), min_size=1)))
+def test_a_deep_tree_gives_every_path_back(paths):
+  table = ClassTable.from_paths(paths)
+  want = list(dict.fromkeys(paths))
+  assert [table.full_name(i) for i in range(table.num_classes)] == ["/".join(p) for p in want]
+  assert ClassTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+  assert all(len(set(names)) == len(names) for names in table.levels)
+  for depth, names in enumerate(reversed(table.levels), 1):
+    assert len(names) == len({path[:depth] for path in paths})
+
+
+@pytest.mark.parametrize(
+  ("text", "nodes"),
+  [
+    ("tree", [1]),
+    ("animal/bird/sparrow/tree", [1]),
+    ("sparrow", [6]),
+    ("animal/bird/sparrow", [6]),
+    ("animal/bird/prunella", [5]),
+    ("plant", [12]),
+    ("mint", [7]),  # the finer of two levels
+    ("plant/mint", [10]),
+    ("plant/mint/mint", [7]),
+    ("all", [0, 1, 2, 3, 4]),
+    ("sparrow, #2", [6, 2]),
+  ],
+)
+def test_superclasses_resolve_to_their_nodes(text, nodes):
+  assert DEEP.resolve(text, superclasses=True) == nodes
+  assert DEEP.nodes[6] == "sparrow"
+
+
+@pytest.mark.parametrize(
+  ("text", "superclasses", "message"),
+  [
+    ("sparow", True, "did you mean 'sparrow'"),
+    ("prunella", True, "say which: 'animal/bird/prunella', 'plant/mint/prunella'"),
+    ("animal/brid", True, "did you mean 'animal/bird'"),
+    ("bird", False, "superclass; ask for its classes: 'house', 'tree', 'dunnock'"),
+    ("#5", True, "#0 to #4"),
+  ],
+)
+def test_a_wrong_name_in_a_deep_tree_says_what_to_do(text, superclasses, message):
+  with pytest.raises(UserError, match=message):
+    DEEP.resolve(text, superclasses)
+
+
+@pytest.mark.parametrize("sizes", [(5, 2), (9, 4, 4, 1), (0, 0)])
+def test_a_stand_in_has_the_sizes_asked_for(sizes):
+  table = ClassTable.of_sizes(sizes)
+  assert table.sizes == sizes
+  for ids, above in zip(table.maps, table.sizes[1:], strict=True):
+    assert set(ids) == set(range(above))  # no superclass is empty
+
+
+@pytest.mark.parametrize("sizes", [(5,), (2, 5), (3, 0)])
+def test_a_stand_in_that_is_no_tree_is_refused(sizes):
+  with pytest.raises(UserError, match="finest first"):
+    ClassTable.of_sizes(sizes)
+
+
+@pytest.mark.parametrize(
+  "coarser",
+  [
+    [[["o"], [0]]],  # two superclasses, one parent
+    [[["o"], [0, 1]]],
+    [[["o", "o"], [0, 1]]],
+    [["o"]],
+    7,
+  ],
+)
+def test_a_damaged_level_is_refused(coarser):
+  with pytest.raises(UserError):
+    ClassTable.from_json(json.loads(OLD) | {"coarser": coarser})
+
+
 def test_suggestions_keep_the_first_of_names_that_differ_by_case():
   assert did_you_mean("robin", ["Robin", "ROBIN"]) == "; did you mean 'Robin'?"
   assert did_you_mean("robin", []) == ""

@@ -159,6 +159,54 @@ def test_a_broken_image_answers_with_the_next_readable_one(birds):
   assert source.skipped == names
 
 
+@pytest.mark.parametrize(
+  ("names", "want"),
+  [
+    (("owl/barn/1.gif", "owl/snowy/1.gif", "tit/blue/1.gif"), "08320364d8a8ef0a"),
+    (("1.gif",), "772eef67a8203e20"),
+  ],
+)
+def test_fingerprints_of_two_levels_and_none_are_as_ever(tmp_path, names, want):
+  """Runs and caches are known by them: should one change, every run on such data is refused."""
+  for name in names:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_bytes(name.encode() if "/" in name else b"x")
+  assert open_source(config(tmp_path), "all").fingerprint == want
+
+
+def test_a_deep_folder_has_a_level_a_folder(tmp_path):
+  paint(tmp_path, "b/q/y/1.png", "a/p/x/1.png", "a/p/w/1.png")
+  source = open_source(config(tmp_path), "all")
+  assert source.classes.levels == (("w", "x", "y"), ("p", "q"), ("a", "b"))
+  assert source.classes.maps == ((0, 0, 1), (0, 1))
+  np.testing.assert_array_equal(source.labels, [0, 1, 2])
+  kept = open_source(config(tmp_path, only=("a",)), "all")
+  assert kept.classes.levels == (("w", "x"), ("p",), ("a",))
+  (tmp_path / "a").rename(tmp_path / "b" / "a")
+  (tmp_path / "b" / "a" / "p").rename(tmp_path / "b" / "p")
+  (tmp_path / "b" / "a").rmdir()
+  moved = open_source(config(tmp_path), "all")
+  assert moved.classes.levels[0] == source.classes.levels[0]
+  assert moved.fingerprint != source.fingerprint
+
+
+def test_a_taxonomy_moves_no_label_and_no_image(tmp_path):
+  paint(tmp_path / "set", "wren/1.png", "owl/1.png", "fern/1.png", "owl/2.png")
+  (tmp_path / "t.csv").write_text(
+    "class,kind,realm\nowl,bird,animal\nwren,bird,animal\nfern,fern,plant"
+  )
+  flat = open_source(config(tmp_path / "set"), "all")
+  tiered = open_source(
+    config(tmp_path / "set", taxonomy=str(tmp_path / "t.csv"), levels="realm"), "all"
+  )
+  assert tiered.classes.levels == (("fern", "owl", "wren"), ("animal", "plant"))
+  assert tiered.classes.parents == (1, 0, 0)
+  assert tiered.classes.children == flat.classes.children
+  np.testing.assert_array_equal(tiered.labels, flat.labels)
+  assert [tiered.name(i) for i in range(4)] == [flat.name(i) for i in range(4)]
+  assert tiered.fingerprint != flat.fingerprint
+
+
 def test_all_broken_is_an_error(tmp_path):
   for name in ("a/1.png", "a/2.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -78,3 +78,21 @@ def test_one_model_call_in_a_doubled_batch_with_doubled_closures():
 
   guidance.guided(model_fn, LABEL, NULL, 2.0)(_z(), TIME)
   assert shapes == [((6, 2, 2, 4), (6,), [1, 4, 7, NULL, NULL, NULL])]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_only_the_first_channels_are_guided(channels):
+  z = _z()
+  got = guidance.guided(_model, LABEL, NULL, 3.0, channels=channels)(z, TIME)
+  whole = guidance.guided(_model, LABEL, NULL, 3.0)(z, TIME)
+  np.testing.assert_array_equal(got[..., :channels], whole[..., :channels])
+  np.testing.assert_array_equal(got[..., channels:], _model(z, TIME, LABEL)[..., channels:])
+
+
+@pytest.mark.parametrize(("t", "inside"), [(99, False), (100, True), (500, True), (801, False)])
+def test_outside_the_interval_the_model_is_called_as_without_guidance(t, inside):
+  z, time = _z(), jnp.full(3, float(t))
+  got = guidance.guided(_model, LABEL, NULL, 3.0, interval=(100.0, 800.0))(z, time)
+  want = guidance.guided(_model, LABEL, NULL, 3.0)(z, time) if inside else _model(z, time, LABEL)
+  np.testing.assert_allclose(got, want, atol=1e-6)
+  assert (np.abs(got - _model(z, time, LABEL)).max() > 0.1) == inside

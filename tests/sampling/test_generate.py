@@ -9,6 +9,7 @@ import pytest
 
 from dit_jax.core import buckets
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Tiers
 from dit_jax.diffusion import process, schedules
 from dit_jax.models import dct, dgt
 from dit_jax.sampling import generate
@@ -39,7 +40,7 @@ def make_models(**changes) -> generate.Models:
     factors=FACTORS,
     regions=REGIONS,
     channels=4,
-    num_classes=CLASSES,
+    tiers=Tiers((CLASSES,)),
     mean=jnp.asarray(MEAN),
     std=jnp.asarray(STD),
   )
@@ -198,6 +199,8 @@ def test_bytes_are_truncated_and_clipped():
     (dict(microbatch=1), "microbatch=1 must be at least 2"),
     (dict(guidance=float("nan")), "guidance=nan must be a number"),
     (dict(map_guidance=float("inf")), "map_guidance=inf must be a number"),
+    (dict(guidance_interval=(800.0, 100.0)), "two model times, first the lower"),
+    (dict(guidance_interval=(1.0,)), "two model times"),
     (dict(map_order="sorted"), "map_order='sorted' is unknown"),
     (dict(map_temperature=0.0), "map_temperature=0.0 must be above 0"),
   ],
@@ -211,3 +214,67 @@ def test_wrong_settings_are_refused(wrong, told):
 def test_more_steps_than_the_schedule_has_are_refused_at_construction(trained):
   with pytest.raises(UserError, match="1000"):
     generate.Generator(trained[0], settings(steps=1001))
+
+
+TREE = Tiers((3, 2), ((0, 0, 1),), null=False)  # nodes: three children, two superclasses
+
+
+@pytest.fixture(scope="module")
+def tiered():
+  """(settings -> generator, params) of DGT and DCT on the nodes of a tree."""
+  tiers = dict(SIZES, tiers=TREE, fusion="sum")
+  grid = (REGIONS[0] * 2, REGIONS[1] * 2)
+  content = dct.DCT(depth=1, refine_depth=0, factors=FACTORS, grid=grid, **tiers)
+  maps = dgt.DGT(grid=REGIONS, depth=1, **tiers)
+  one, t, cells = jnp.zeros(1, jnp.int32), jnp.zeros(1), jnp.zeros((1, *REGIONS), jnp.int32)
+  params = {
+    "content": random_params(content, jnp.zeros((1, *grid, 4)), t, one, cells, ()),
+    "dgt": random_params(maps, cells, one),
+  }
+  models = make_models(
+    map_logits=lambda params, *args: maps.apply(params["dgt"], *args),
+    content=lambda params, *args: content.apply(params["content"], *args),
+    decode=lambda params, z: jnp.sin(z[..., :3]),
+    process=process.Process(schedules.LinearBeta(), learn_sigma=True),
+    tiers=TREE,
+  )
+  device = jax.devices()[:1]
+  make = lambda **changes: generate.Generator(models, settings(**changes), devices=device)
+  return functools.cache(make), params
+
+
+def test_scale_zero_draws_the_superclass_and_a_superclass_guides_nowhere(tiered):
+  make, params = tiered
+  children, supers = np.array([0, 1, 2, 2], np.int32), np.array([3, 3, 4, 4], np.int32)
+  run = lambda label, **how: make(**how).images(params, label, INDEX[:4], MAPS[:4], 7)
+  # Within a byte: the guided batch is twice as long, and rounds differently.
+  near = lambda a, b: np.abs(a.astype(int) - b).max() <= 1
+  assert near(run(children, guidance=0.0), run(supers, guidance=1.0))
+  assert near(run(supers, guidance=3.0), run(supers, guidance=1.0))
+  plain = run(children, guidance=1.0)
+  assert (plain != run(supers, guidance=1.0)).any((1, 2, 3)).all()
+  assert (plain != run(children, guidance=3.0)).any((1, 2, 3)).all()
+  assert (run(children, guidance=3.0) != run(children, guidance=3.0, guidance_channels=1)).any()
+  assert near(run(children, guidance=3.0, guidance_interval=(2000.0, 3000.0)), plain)
+
+
+def test_grain_maps_are_guided_away_from_the_same_nodes(tiered):
+  make, params = tiered
+  run = lambda label, scale: make(map_guidance=scale).grain_maps(params, label, INDEX, 7)
+  supers = TREE.ancestors(1)[LABEL]
+  np.testing.assert_array_equal(run(LABEL, 0.0), run(supers, 1.0))
+  assert (run(LABEL, 1.0) != run(supers, 1.0)).any()
+
+
+@pytest.mark.parametrize(
+  ("wrong", "told"),
+  [
+    (dict(guidance_level=2), "guidance_level=2: .* 1 to 1, its coarsest"),
+    (dict(guidance_level=0), "guidance_level=0"),
+    (dict(guidance_channels=5), "guidance_channels=5 must be 0 \\(all\\) to 4"),
+  ],
+  ids=str,
+)
+def test_guidance_that_the_models_do_not_have_is_refused(wrong, told):
+  with pytest.raises(UserError, match=told):
+    generate.Generator(make_models(tiers=TREE), settings(**wrong))

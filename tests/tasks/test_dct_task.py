@@ -15,6 +15,7 @@ import pytest
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
+from dit_jax.core.tiers import Drop, Tiers
 from dit_jax.data import latents
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.diffusion import losses, process, schedules
@@ -78,8 +79,12 @@ def apply_of(which):
   return apply
 
 
+def dropping(rate):
+  return Drop(Tiers((CLASSES,)), p_null=rate)
+
+
 def loss_of(apply, which=FLOW, mean=MEAN, std=STD, **fields):
-  fixed = dict(apply=apply, process=which, factors=FACTORS, num_classes=CLASSES)
+  fixed = dict(apply=apply, process=which, factors=FACTORS, drop=dropping(0.1))
   return dct.DiffusionLoss(mean=jnp.asarray(mean), std=jnp.asarray(std), **fixed | fields)
 
 
@@ -253,7 +258,7 @@ def test_the_learned_variance_adds_its_bound_and_flow_has_none():
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 1.0])
 def test_labels_are_dropped_at_their_rate(rate):
   batch = batch_of(4096)
-  label = seen_by(batch, label_drop=rate)["label"]
+  label = seen_by(batch, drop=dropping(rate))["label"]
   dropped = label == CLASSES
   np.testing.assert_array_equal(label[~dropped], batch["label"][~dropped])
   assert abs(dropped.mean() - rate) <= 3 * np.sqrt(rate * (1 - rate) / 4096)

@@ -11,12 +11,17 @@ import numpy_dit as ref
 import pytest
 
 from dit_jax.core import rng
+from dit_jax.core.tiers import Drop, Tiers
 from dit_jax.tasks import dgt
 
 REGIONS, CLASSES = (3, 4), 5
 CONFIG = ml_collections.ConfigDict(
   {"dgt": {"model": dict(depth=1, width=16, num_heads=2, qk_norm=False), "label_drop": 0.1}}
 )
+
+
+def dropping(rate):
+  return Drop(Tiers((CLASSES,)), p_null=rate)
 
 
 def batch_of(k=2, b=6, seed=0):
@@ -49,7 +54,7 @@ def made(k):
 @functools.cache
 def compiled(k):
   """(params, batch, norm) -> (loss, metrics), gradient, on the host."""
-  loss = dgt.make_loss(made(k)[0], CONFIG.dgt.label_drop)
+  loss = dgt.make_loss(made(k)[0], dropping(CONFIG.dgt.label_drop))
 
   @jax.jit
   def fn(params, batch, norm):
@@ -110,7 +115,7 @@ class Spy:
 def test_only_masked_cells_cost_and_each_by_its_own_grain():
   """Against numpy, for logits that are the same in every cell."""
   batch, spy, logits = batch_of(3, b=64), Spy(), np.array([0.3, -1.0, 2.0])
-  loss, _ = dgt.make_loss(spy, 0.0)(
+  loss, _ = dgt.make_loss(spy, dropping(0.0))(
     jnp.asarray(logits), {}, jax.tree.map(jnp.asarray, batch), keys_of(batch), {"images": 64.0}, 0
   )
   masked = np.asarray(spy.cells) == 3
@@ -127,7 +132,7 @@ def test_only_masked_cells_cost_and_each_by_its_own_grain():
 def test_labels_are_dropped_at_their_rate(rate):
   batch, spy = batch_of(3, b=2048), Spy()
   args = jnp.zeros(3), {}, jax.tree.map(jnp.asarray, batch), keys_of(batch), {"images": 1.0}, 0
-  dgt.make_loss(spy, rate)(*args)
+  dgt.make_loss(spy, dropping(rate))(*args)
   dropped = np.asarray(spy.label) == CLASSES
   np.testing.assert_array_equal(np.asarray(spy.label)[~dropped], batch["label"][~dropped])
   assert abs(dropped.mean() - rate) <= 3 * np.sqrt(rate * (1 - rate) / 2048)
@@ -137,7 +142,7 @@ def test_the_mask_and_the_label_drop_are_separate_draws():
   """A dropped label says nothing about how much of the map is masked."""
   batch, spy = batch_of(3, b=2048), Spy()
   args = jnp.zeros(3), {}, jax.tree.map(jnp.asarray, batch), keys_of(batch), {"images": 1.0}, 0
-  dgt.make_loss(spy, 0.5)(*args)
+  dgt.make_loss(spy, dropping(0.5))(*args)
   counts = (np.asarray(spy.cells) == 3).sum((1, 2))
   dropped = np.asarray(spy.label) == CLASSES
   gap = counts[dropped].mean() - counts[~dropped].mean()
