@@ -140,6 +140,9 @@ def as_text(facts: dict) -> str:
       f"{cost['train'] / 1e9:9.1f} GFLOP a training step, an image"
     )
     lines += _pro_lines(name, facts["pro_blocks"].get(name, {}))
+  total = sum(facts["params"].values())
+  if (trained := facts["trainable"]) != total:
+    lines.append(f"peft     {trained:,} parameters are trained, {trained / total:.3%} of all")
   lines.append(
     "memory   {state:.2f} GiB of state, {activations:.2f} GiB of activations".format(
       **{name: size / 2**30 for name, size in per_device.items()}

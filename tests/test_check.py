@@ -79,6 +79,29 @@ def test_training_costs_three_times_the_forward_pass(large):
   assert dvae["train"] > 3 * dvae["forward"]  # LPIPS and the critic are part of its loss
 
 
+def test_a_fine_tune_trains_little_and_spares_the_gradients_of_the_rest():
+  """DiT-XL/2, FineDiffusion: 489,632 biases, 131,328 of norms, 1,152 a row of the label table.
+
+  Matrices have their inputs' gradient alone: two products for one of the forward pass.
+  """
+  words = (f"--config={FOLDER / 'dit_xl.py'}", "--config.stages=('dit',)")
+  facts = json.loads(told(*words, "--config.peft=finediffusion", "--json"))
+  assert facts["trainable"] == 489_632 + 131_328 + (facts["classes"]["children"] + 1) * 1152
+  cost = facts["flops_per_image"]["dit"]
+  assert cost["train"] <= 0.75 * 3 * cost["forward"]
+  frozen = facts["params"]["dit"] - facts["trainable"]
+  state = 16 * facts["trainable"] + 4 * frozen
+  assert facts["bytes_per_device"]["state"] == pytest.approx(state, rel=0.15)  # and the DVAE
+
+
+def test_the_text_tells_what_is_trained():
+  words = (*DGT, "--config.peft=bitfit")
+  facts, text = json.loads(told(*words, "--json")), told(*words)
+  (line,) = [line for line in text.splitlines() if line.startswith("peft")]
+  assert line.split()[1] == f"{facts['trainable']:,}"
+  assert 0 < facts["trainable"] < facts["params"]["dgt"] / 5
+
+
 def test_state_is_parameters_adam_ema_and_frozen():
   """Four bytes a parameter, eight of Adam, four of EMA; and the frozen DVAE of dct and dit."""
   words = "--config.dvae.loss.disc_weight=0.0"

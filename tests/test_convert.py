@@ -47,7 +47,7 @@ def refusal(capsys, *words) -> str:
 
 @pytest.fixture(scope="module")
 def leaves():
-  """Random leaves by model; DiT's positions are the fixed ones, which all of its formats can say."""
+  """Random leaves by model; DiT's positions are the fixed ones, which all its formats can say."""
   r, out = np.random.default_rng(0), {}
   for model, fields in (("dit", DIT), ("sd-vae", EVEN_VAE)):
     shapes = convert.shapes(model, fields)

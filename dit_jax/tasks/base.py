@@ -55,7 +55,7 @@ def place(config, stage: str) -> pathlib.Path | None:
   Raises:
     UserError: there is no such thing, or it is another stage's.
   """
-  if not config.get("init_from", "") or stage == "dvae":
+  if not config.get("init_from", "") or stage not in peft.STAGES:
     return None
   path, told = pathlib.Path(config.init_from), f"init_from={config.init_from}"
   if not path.exists():
@@ -66,7 +66,7 @@ def place(config, stage: str) -> pathlib.Path | None:
   if (path / "config.json").exists():
     path, told = path / stage, f"{told} has no trained stage {stage}"
   else:
-    transformers = [name for name in config.stages if name != "dvae"]
+    transformers = [name for name in config.stages if name in peft.STAGES]
     if len(transformers) > 1:
       raise UserError(
         f"{told} is of one stage, and this recipe trains {', '.join(transformers)}; give the "
@@ -181,7 +181,7 @@ def check(config, names, workdir) -> None:
   workdir = pathlib.Path(workdir)
   meta = sizes.latent_meta(config, 0)  # tables of any number of classes are made anew
   for name in names:
-    if name == "dvae" or Checkpoints(workdir / name).steps():
+    if name not in peft.STAGES or Checkpoints(workdir / name).steps():
       continue
     init, how = sizes.parts(config, name, meta)[0], peft.of(config, name)
     shapes = jax.eval_shape(how.init(init), rng.abstract_key())

@@ -15,6 +15,7 @@ from dit_jax.core import rng
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 
+STAGES = ("dgt", "dct", "dit")  # whose models have what the masks name
 BASE = "base"  # its place in TrainState.frozen
 DTYPES = ("float32", "bfloat16")
 
@@ -89,9 +90,9 @@ class Peft:
 
 
 def of(config, stage: str) -> Peft:
-  """What a recipe trains of a stage: of the DVAE everything, of the transformers `config.peft`."""
+  """What a recipe trains of a stage: of the transformers `config.peft`, of others everything."""
   named = Peft(config.get("peft", "full"), config.get("frozen_dtype", "float32"))
-  return Peft() if stage == "dvae" else named
+  return named if stage in STAGES else Peft()
 
 
 def merge(params, base) -> dict:

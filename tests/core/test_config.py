@@ -153,6 +153,14 @@ def test_new_and_lost_fields_are_differences():
   assert config.resume_differences(new, old) == ["dct.ema_decay: 0.99 -> (absent)"]
 
 
+def test_an_older_run_resumes_where_new_fields_mean_what_it_did():
+  old = {"seed": 0}
+  new = {"seed": 0, "peft": "full", "init_from": "", "frozen_dtype": "float32"}
+  assert config.resume_differences(old, new) == config.resume_differences(new, old) == []
+  told = config.resume_differences(old, new | {"peft": "bitfit"})
+  assert told == ["peft: (absent) -> 'bitfit'"]
+
+
 def test_refusal_names_five_fields():
   old = ml_collections.ConfigDict({f"f{i}": 0 for i in range(8)})
   new = ml_collections.ConfigDict({f"f{i}": 1 for i in range(8)})

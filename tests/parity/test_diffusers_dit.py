@@ -95,7 +95,7 @@ def compare(name, got, want) -> None:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-  net = theirs(0.2, **SMALL)
+  net = theirs(0.1, **SMALL)
   return net, *imported(net, tmp_path_factory.mktemp("small"))
 
 

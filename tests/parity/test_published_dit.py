@@ -49,7 +49,7 @@ def weights():
         (f"{name}.bias", shape[:1]),
       ]
     ):
-      out[key] = 0.2 * torch.randn(size, generator=r)
+      out[key] = 0.1 * torch.randn(size, generator=r)
   return out
 
 
@@ -62,7 +62,7 @@ def forward(w: dict, z, t, label):
   )
   x = F.conv2d(z, w["x_embedder.proj.weight"], w["x_embedder.proj.bias"], stride=PATCH)
   x = rearrange(x, "b d h w -> b (h w) d") + w["pos_embed"]
-  freqs = torch.tensor([math.exp(-math.log(10_000) * i / 128) for i in range(128)])
+  freqs = torch.exp(-math.log(10_000) * torch.arange(128) / 128)  # float32: t = 999 shows it
   angles = t[:, None] * freqs
   c = linear(torch.cat([angles.cos(), angles.sin()], 1), "t_embedder.mlp.0")
   c = linear(F.silu(c), "t_embedder.mlp.2") + w["y_embedder.embedding_table.weight"][label]

@@ -66,6 +66,20 @@ def test_donated_buffers_alias(compiled):
   assert memory.needed(program) < size + analysis.temp_size_in_bytes + 10_000
 
 
+def test_a_fine_tune_needs_a_fraction_of_the_memory():
+  """A block of XL's width, as its compiler counts: no gradient, moments, average of matrices."""
+  need = {}
+  for name in ("full", "finediffusion"):
+    c = configs.load(CONFIGS / "dit_xl.py")
+    c.peft = name
+    c.dit.model.update(variant="", depth=1, width=1152, num_heads=16, patch=2, dtype="float32")
+    c.dit.batch_size = 1
+    need[name] = memory.needed(
+      abstract.compile_step(c, "dit", CLASSES, sharding.make_mesh({}, jax.devices()[:1]))
+    )
+  assert need["finediffusion"] <= 0.75 * need["full"]
+
+
 def test_random_maps_recompile_nothing():
   """Steps of planned images, whatever their maps: one program in the cache of the jitted step."""
   c = recipe()
