@@ -7,7 +7,9 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dit_jax"
-ENTRIES = [name for name in ("train", "sample", "check") if (PACKAGE / f"{name}.py").exists()]
+ENTRIES = [
+  name for name in ("train", "sample", "check", "convert") if (PACKAGE / f"{name}.py").exists()
+]
 FOREIGN = ("tensorflow", "torch", "diffusers", "matplotlib")
 
 # Imports what is named on the command line; prints seconds, failures and foreign modules.

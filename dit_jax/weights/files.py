@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 
-import ml_dtypes  # noqa: F401  (numpy learns of bfloat16, which safetensors then reads and writes)
+import jax  # noqa: F401  (numpy learns bfloat16 from it, which safetensors then reads and writes)
 import numpy as np
 import safetensors
 from safetensors import numpy as safetensors_numpy
@@ -58,5 +58,5 @@ def new_path(destination):
   finally:
     if temporary.is_dir():
       shutil.rmtree(temporary)
-    else:
-      temporary.unlink(missing_ok=True)
+    elif temporary.exists():
+      temporary.unlink()

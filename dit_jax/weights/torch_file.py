@@ -19,7 +19,7 @@ import pickle
 import struct
 import zipfile
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core.errors import UserError
@@ -32,7 +32,7 @@ STORAGES = {
   "torch.DoubleStorage": np.dtype("<f8"),
   "torch.FloatStorage": np.dtype("<f4"),
   "torch.HalfStorage": np.dtype("<f2"),
-  "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "torch.BFloat16Storage": np.dtype(jnp.bfloat16),
   "torch.LongStorage": np.dtype("<i8"),
   "torch.IntStorage": np.dtype("<i4"),
   "torch.ShortStorage": np.dtype("<i2"),

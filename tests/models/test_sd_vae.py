@@ -15,6 +15,10 @@ from dit_jax.models import sd_vae
 TINY = dict(block_out_channels=(8, 16, 16), layers_per_block=1)
 
 
+def images(*shape: int):
+  return jnp.asarray(np.random.default_rng(1).uniform(-1, 1, shape), jnp.float32)
+
+
 @pytest.fixture(scope="module")
 def tiny():
   model = sd_vae.AutoencoderKL(**TINY)
@@ -36,7 +40,7 @@ def test_as_many_parameters_as_published():
 
 def test_shapes_there_and_back(tiny):
   model, variables = tiny
-  x = np.random.default_rng(1).uniform(-1, 1, (2, 16, 24, 3)).astype(np.float32)
+  x = images(2, 16, 24, 3)
   moments = model.apply(variables, x, method="encode")
   assert moments.shape == (2, 4, 6, 8)
   assert model.apply(variables, moments[..., :4], method="decode").shape == x.shape
@@ -46,7 +50,7 @@ def test_shapes_there_and_back(tiny):
 
 def test_the_call_decodes_the_mean(tiny):
   model, variables = tiny
-  x = np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+  x = images(1, 16, 16, 3)
   mean = model.apply(variables, x, method="encode")[..., :4]
   want = model.apply(variables, mean, method="decode")
   np.testing.assert_allclose(model.apply(variables, x), want, atol=1e-5)
@@ -55,7 +59,7 @@ def test_the_call_decodes_the_mean(tiny):
 def test_images_of_a_batch_are_apart(tiny):
   """Groups and attention mix positions of one image, never images."""
   model, variables = tiny
-  x = np.random.default_rng(1).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+  x = images(3, 16, 16, 3)
   together = model.apply(variables, x, method="encode")
   alone = model.apply(variables, x[1:2], method="encode")
   np.testing.assert_allclose(together[1:2], alone, atol=1e-4)
@@ -63,7 +67,7 @@ def test_images_of_a_batch_are_apart(tiny):
 
 def test_bfloat16_is_close_and_comes_out_as_float32(tiny):
   model, variables = tiny
-  x = np.random.default_rng(1).uniform(-1, 1, (1, 16, 16, 3)).astype(np.float32)
+  x = images(1, 16, 16, 3)
   want = model.apply(variables, x)
   got = sd_vae.AutoencoderKL(**TINY, dtype=jnp.bfloat16).apply(variables, x)
   assert got.dtype == jnp.float32
