@@ -29,7 +29,7 @@ from dit_jax.tasks import sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, sharding, state, step, stored
 
-STAGES = ("dvae", "dgt", "dct", "dit")
+STAGES = ("dvae", "dgt", "dct", "dit", "superres")
 
 
 def train_and_evaluate(config, workdir, stage: str = "") -> None:
@@ -51,8 +51,9 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   workdir = pathlib.Path(workdir)
   if not (workdir / "config.json").exists():
     sources.open_source(config.data, "train")[0]  # what cannot be read is refused before we write
-  if "dvae" not in names:
-    check_dvae(config, workdir, names[0])
+  on_latents = [name for name in names if name not in ("dvae", "superres")]
+  if on_latents and "dvae" not in names:
+    check_dvae(config, workdir, on_latents[0])
   claim(workdir, config)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
