@@ -4,6 +4,7 @@ Reads the checkpoints alone: no recipe is needed and none is executed. Picture j
 on the seed, the class and j, not on --num, --batch, the other classes or the number of devices.
 """
 
+import functools
 import os
 import pathlib
 import sys
@@ -13,8 +14,9 @@ from absl import flags
 
 from dit_jax.core import cli
 from dit_jax.core.errors import UserError
-from dit_jax.sampling import generate, grain_source, grids
+from dit_jax.sampling import generate, grain_source, grids, superres
 from dit_jax.tasks import restored
+from dit_jax.tasks import superres as superres_task
 
 FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", "", "A trained workdir.", flag_values=FLAGS)
@@ -46,6 +48,17 @@ _BATCH = flags.DEFINE_integer(
 _GRAIN = flags.DEFINE_string(
   "grain", "dgt", f"Grain maps: {', '.join(grain_source.KINDS)}.", flag_values=FLAGS
 )
+_SUPERRES = flags.DEFINE_flag(
+  flags.Flag(
+    flags.ArgumentParser(),
+    None,
+    "superres",
+    None,
+    "Twice the size, by the stage superres of the workdir or of --superres=WORKDIR.",
+    boolean=True,  # so that it may stand alone
+  ),
+  FLAGS,
+)
 _OUT = flags.DEFINE_string("out", "", "Default: samples.png in the workdir.", flag_values=FLAGS)
 _NPZ = flags.DEFINE_string("npz", "", "Also uint8 arrays here (arr_0).", flag_values=FLAGS)
 
@@ -58,6 +71,7 @@ def main():
   for name, path in (("out", out), ("npz", pathlib.Path(_NPZ.value or out))):
     _refuse_unwritable(name, path)
   run = restored.load(_WORKDIR.value, _STEP.value)
+  enlarged = _enlarged(_SUPERRES.value)
   labels, names = _labels(run, _CLASSES.value)
   settings = run.settings(
     steps=_STEPS.value,
@@ -84,6 +98,7 @@ def main():
     grains = generator.grain_maps(run.params, label, index, _SEED.value)
 
   images = generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value)
+  images = enlarged(images)
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
     pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +108,15 @@ def main():
     f"{', ...' if len(names) > 5 else ''}), seed {_SEED.value}, {settings.steps} steps, guidance "
     f"{settings.guidance}: {out}"
   )
+
+
+def _enlarged(superres_of: str | None):
+  """What --superres makes of pictures; without it they stay as they are."""
+  if superres_of in (None, "false"):
+    return lambda images: images
+  workdir = _WORKDIR.value if superres_of == "true" else superres_of
+  stage, params = superres_task.restore(workdir)
+  return functools.partial(superres.Doubler(stage.enhance), params)
 
 
 def _refuse_unwritable(name: str, path: pathlib.Path) -> None:

@@ -29,7 +29,7 @@ from dit_jax.tasks import base, labels, sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
-STAGES = ("dvae", "dgt", "dct", "dit")
+STAGES = ("dvae", "dgt", "dct", "dit", "superres")
 
 
 def train_and_evaluate(config, workdir, stage: str = "") -> None:
@@ -55,8 +55,9 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     if labels.tiered(config):
       labels.check_classes(source.classes)
   base.check(config, names, workdir)
-  if "dvae" not in names and not base.donor(config):
-    check_dvae(config, workdir, names[0])
+  on_latents = [name for name in names if name not in ("dvae", "superres")]
+  if on_latents and "dvae" not in names and not base.donor(config):
+    check_dvae(config, workdir, on_latents[0])
   claim(workdir, config)
   base.adopt(config, workdir)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again

@@ -16,7 +16,8 @@ from dit_jax import sample
 from dit_jax.core import cli, entropy
 from dit_jax.core.errors import UserError
 from dit_jax.sampling import generate, grain_source
-from dit_jax.tasks import restored
+from dit_jax.sampling.superres import Doubler
+from dit_jax.tasks import restored, superres
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SIZE, STEPS = 32, 4  # pixels; updates of every stage
@@ -175,6 +176,21 @@ def test_the_map_of_a_picture(draw, workdir, tmp_path):
   np.testing.assert_array_equal(entropy.grain_map(entropy.region_entropy(picture, 8), taus), want)
 
 
+def test_superres_doubles_what_is_drawn(draw, everything, images, tmp_path):
+  """The pictures of the run, through the stage of another workdir, trained by the real command."""
+  recipe, folder = f"--config={ROOT / 'configs' / 'superres.py'}:tiny", tmp_path / "superres"
+  command("main", recipe, f"--workdir={folder}", f"--config.data.path={images}")
+  got, _, grid = draw(f"--superres={folder}")
+  stage, params = superres.restore(folder)
+  plain = everything["arr_0"][::3]
+  np.testing.assert_array_equal(got["arr_0"], Doubler(stage.enhance)(params, plain))
+  assert got["arr_0"].shape == (4, 2 * SIZE, 2 * SIZE, 3)
+  np.testing.assert_array_equal(grid[2 : 2 + 2 * SIZE, 2 : 2 + 2 * SIZE], got["arr_0"][0])
+  back = got["arr_0"].reshape(4, SIZE, 2, SIZE, 2, 3).mean((2, 4))
+  assert np.abs(back - plain).mean() < 20
+  np.testing.assert_array_equal(draw("--nosuperres")[0]["arr_0"], plain)
+
+
 def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
   before = {p.name for p in workdir.iterdir()}
   cli.run(sample.main, sample.FLAGS, ["sample", f"--workdir={workdir}"])
@@ -193,6 +209,8 @@ def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
     (["--steps=0"], "steps=0 must be at least 1"),
     (["--guidance=nan"], "guidance=nan must be a number"),
     (["--grain=entropy-of:none.png"], "--grain=entropy-of:none.png cannot be read"),
+    (["--superres"], "superres; train first"),
+    (["--superres=nowhere"], "no checkpoint in nowhere/superres; train first"),
   ],
   ids=str,
 )

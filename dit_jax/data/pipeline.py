@@ -27,6 +27,7 @@ def batches(
   threads: int = 4,
   transform: Callable[[Batch], Batch] | None = None,
   positions: Callable[[int], np.ndarray] | None = None,
+  draw: Callable[[int, Batch], Batch] | None = None,
 ) -> Iterator[Batch]:
   """This process's rows of the batches of steps start_step, start_step + 1, ... without end.
 
@@ -41,6 +42,8 @@ def batches(
     threads: each prepares a whole batch ahead; 0 prepares them when asked. The order is the same.
     transform: applied to every batch, in the thread; must be a function of the batch alone.
     positions: step -> the positions of its global batch, [batch_size] (data.plan); None: shuffled.
+    draw: (step, batch) -> batch, in the thread after `transform`: what is random about a batch,
+      each row a function of the step and of that row alone.
 
   Returns:
     An iterator with a `close` that ends its threads; dicts of arrays [batch_size / process_count,
@@ -51,7 +54,7 @@ def batches(
   """
   import grain  # costs a second, and sampling needs none of it
 
-  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions)
+  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions, draw)
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   return iter(steps.slice(slice(start_step, None)).to_iter_dataset(options))
 
@@ -65,13 +68,16 @@ def batch_at(
   process_count: int = 1,
   transform: Callable[[Batch], Batch] | None = None,
   positions: Callable[[int], np.ndarray] | None = None,
+  draw: Callable[[int, Batch], Batch] | None = None,
 ) -> Batch:
   """The batch that `batches` gives at one step."""
-  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions)
+  steps = _steps(source, batch_size, seed, process_index, process_count, transform, positions, draw)
   return steps[step]
 
 
-def _steps(source, batch_size, seed, process_index, process_count, transform, positions) -> Any:
+def _steps(
+  source, batch_size, seed, process_index, process_count, transform, positions, draw
+) -> Any:
   """A grain MapDataset: element n is this process's rows of step n."""
   import grain
 
@@ -94,7 +100,8 @@ def _steps(source, batch_size, seed, process_index, process_count, transform, po
     pieces = order.batch(rows, drop_remainder=True)  # the end is at 2^63
     steps = pieces.slice(slice(process_index, None, process_count))
   steps = steps.map(functools.partial(_read, source))
-  return steps.map(transform) if transform else steps
+  steps = steps.map(transform) if transform else steps
+  return steps.map_with_index(draw) if draw else steps
 
 
 def _read(source, positions: np.ndarray) -> Batch:

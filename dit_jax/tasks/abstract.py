@@ -15,7 +15,7 @@ import numpy as np
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dvae, latent_stage, sizes
+from dit_jax.tasks import dct, dgt, dvae, latent_stage, sizes, superres
 from dit_jax.training import optim, peft, sharding, state, step
 
 DEVIATION = 0.2  # of the fine fraction among photographs: 0.18 to 0.26
@@ -111,6 +111,10 @@ def _batch(config, name: str, meta: dict, shared: slots.Slots | None) -> dict:
   """Shapes of a global batch."""
   rows, size = config[name].batch_size, config.data.image_size
   array = lambda dtype, *shape: jax.ShapeDtypeStruct((rows, *shape), dtype)
+  if name == "superres":
+    large, small = config.superres.crop, config.superres.crop // superres.FACTOR
+    high, low = (array(jnp.uint8, side, side, 3) for side in (large, small))
+    return {"high": high, "low": low, "index": array(jnp.int32)}
   batch = {
     "grains": array(jnp.int32, *meta["regions"]),
     "label": array(jnp.int32),
@@ -149,6 +153,9 @@ def _trained(config, name: str, meta: dict):
   """(init, phases, normalizers) of a stage."""
   if name == "dvae":
     task = dvae.DVAETask(config.dvae, config.data.image_size)
+    return task.init, ((0, task.loss_fn),), task.normalizers
+  if name == "superres":
+    task = superres.SuperresTask(config.superres, config.data.image_size)
     return task.init, ((0, task.loss_fn),), task.normalizers
   if name == "dgt":
     model = dgt.make_model(config, meta)

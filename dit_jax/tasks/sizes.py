@@ -13,7 +13,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.diffusion import losses
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, dvae, labels
+from dit_jax.tasks import dct, dgt, dit, dvae, labels, superres
 from dit_jax.training import optim, peft, sharding, state
 
 DTYPES = ("float32", "bfloat16")
@@ -31,10 +31,11 @@ def check_models(config) -> None:
   """
   _check_range(config, "seed", 0, 2**32 - 1)
   _check_range(config, "data.workers", 0)
-  _check_range(config, "latents.batch_size", 1)
-  settings = generate.Settings(**config.sampling)
   labels.check(config)
   meta = latent_meta(config)
+  if meta:
+    _check_range(config, "latents.batch_size", 1)
+    settings = generate.Settings(**config.sampling)
   for name in config.stages:
     peft.of(config, name)
     for field, *ends in (("total_steps", 1), ("every.save", 1), ("ema_decay", 0, 1)):
@@ -46,7 +47,7 @@ def check_models(config) -> None:
     optim.make_tx(config[name].optim, config[name].total_steps)
     init, _, loss, frozen = parts(config, name, meta)
     params = jax.eval_shape(init, rng.abstract_key())
-    if name == "dvae":
+    if name in ("dvae", "superres"):
       jax.eval_shape(loss, params, frozen())
     elif name == "dgt":
       _check_range(config, "dgt.label_drop", 0, 1)
@@ -80,12 +81,14 @@ def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> Non
 
 
 def latent_meta(config, classes: int | tuple[int, ...] = (2, 1)) -> dict:
-  """What the latent cache of this recipe will say of its shapes.
+  """What the latent cache of this recipe will say of its shapes; {} where no stage has latents.
 
   Args:
     config: a recipe.
     classes: of every level, the children first; a number alone is that of the children.
   """
+  if tuple(config.stages) == ("superres",):
+    return {}
   classes = (classes, min(classes, 1)) if isinstance(classes, int) else classes
   size, factors = config.data.image_size, dvae.make_model(config.dvae.model).factors
   if len(config.dvae.ratios) != len(factors):
@@ -112,6 +115,8 @@ def latent_meta(config, classes: int | tuple[int, ...] = (2, 1)) -> dict:
 def tokens(config) -> dict[str, int]:
   """Tokens an image: base, and refined at the mean fine fraction and at most."""
   meta = latent_meta(config)
+  if not meta:
+    return {"base": 0, "refined_mean": 0, "refined_max": 0}
   regions = meta["regions"][0] * meta["regions"][1]
   if "dit" in config.stages:
     patch = dit.make_model(config, meta).patch
@@ -130,7 +135,7 @@ def pro_blocks(config) -> dict[str, dict[str, list[int]]]:
   """By stage: the blocks with prob-sparse attention, by the most tokens that they can meet."""
   meta, found = latent_meta(config), {}
   for name in config.stages:
-    if name == "dvae":
+    if name not in TRANSFORMERS:
       continue
     model = TRANSFORMERS[name].make_model(config, meta)
     found[name] = {}
@@ -176,7 +181,7 @@ def parts(config, name: str, meta: dict, rows: int = 1):
 
   The inputs are made where the functions are traced: an array made outside would be compiled.
   """
-  return (_dvae if name == "dvae" else _transformer)(config, name, meta, rows)
+  return {"dvae": _dvae, "superres": _superres}.get(name, _transformer)(config, name, meta, rows)
 
 
 def _dvae(config, name, meta, rows):
@@ -200,6 +205,24 @@ def _dvae(config, name, meta, rows):
     return task.loss_fn(params, frozen, batch(), keys, task.normalizers(batch()), step)[0]
 
   return task.init, forward, loss, frozen
+
+
+def _superres(config, name, meta, rows):
+  task = superres.SuperresTask(config.superres, config.data.image_size)
+
+  def batch():
+    patch = lambda size: jnp.zeros((rows, size, size, 3), jnp.uint8)
+    return {
+      "high": patch(task.crop),
+      "low": patch(task.crop // superres.FACTOR),
+      "index": jnp.zeros(rows, jnp.int32),
+    }
+
+  def loss(params, frozen):
+    keys = jax.random.split(jax.random.key(0), rows)
+    return task.loss_fn(params, frozen, batch(), keys, task.normalizers(batch()), jnp.int32(0))[0]
+
+  return task.init, lambda params: task.enhance(params, batch()["low"]), loss, dict
 
 
 def _transformer(config, name, meta, rows):

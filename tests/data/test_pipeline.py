@@ -128,6 +128,20 @@ def test_a_transform_is_applied_after_batching():
     np.testing.assert_array_equal(batch["twice"], 2 * batch["index"])
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_draw_is_told_its_step_wherever_it_starts(process):
+  draw = lambda step, batch: {**batch, "drawn": 100 * step + batch["index"]}
+  where = dict(process_index=process, process_count=2, draw=draw)
+  some = {step: batch_at(Counting(9), 4, 0, step, **where) for step in range(5)}
+  some |= zip((2, 3), first(2, batches(Counting(9), 4, 0, start_step=2, **where)), strict=True)
+  for step, batch in some.items():
+    np.testing.assert_array_equal(batch["drawn"], 100 * step + batch["index"])
+    np.testing.assert_array_equal(
+      batch["index"],
+      batch_at(Counting(9), 4, 0, step, process_index=process, process_count=2)["index"],
+    )
+
+
 def test_errors_of_a_thread_reach_the_caller_as_they_are():
   def refuse(batch):
     raise UserError("no")
