@@ -210,7 +210,7 @@ def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
     (["--guidance=nan"], "guidance=nan must be a number"),
     (["--grain=entropy-of:none.png"], "--grain=entropy-of:none.png cannot be read"),
     (["--superres"], "superres; train first"),
-    (["--superres=nowhere"], "no checkpoint in nowhere/superres; train first"),
+    (["--superres=nowhere"], "nowhere/superres; train first"),
   ],
   ids=str,
 )
