@@ -31,8 +31,9 @@ train_here() {
   install .venv "$1" "${PYTHONS[@]}"
   exec 9> run.lock
   flock -n 9 && { # the lock is this subshell's, not that of any worker that python may leave
-    (rm -f run.code; trap '' HUP; DIT_JAX_DISTRIBUTED=1 "$python" -m dit_jax.main "${@:2}" 9>&-
-      echo $? > run.code) &> run.log < /dev/null & echo $! > run.pid; }
+    rm -f run.code; : > run.log # here, and not beside the tail that reads it
+    (trap '' HUP; DIT_JAX_DISTRIBUTED=1 "$python" -m dit_jax.main "${@:2}" 9>&-
+      echo $? > run.code) &>> run.log < /dev/null & echo $! > run.pid; }
   exec 9>&-
   tail -n +1 -f --pid="$(cat run.pid)" run.log
   return "$(cat run.code)"
