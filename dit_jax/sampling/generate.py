@@ -38,6 +38,7 @@ class Models:
     channels: of a latent.
     num_classes: also the null class.
     mean, std: latent statistics, [k, c].
+    correct_x0: (params, x0, z, t, grains) -> x0, see sampler.sample; None corrects nothing.
   """
 
   map_logits: Callable[..., Any] | None
@@ -50,6 +51,7 @@ class Models:
   num_classes: int
   mean: jax.Array
   std: jax.Array
+  correct_x0: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +226,16 @@ class Generator:
 
     if s.guidance != 1:
       model_fn = guidance_.guided(model_fn, rows["label"], m.num_classes, scale)
+    correct = None
+    if m.correct_x0 is not None:
+      correct = lambda x0, z, t: m.correct_x0(params, x0, z, t, grains)
     z = sampler.sample(
       m.process.denoiser(model_fn),
       stepper(noise_fn),
       self._times(),
       noise_fn(rng.stream(keys, "start")),
       rng.stream(keys, "steps"),
+      correct,
     )
     z = structure.unstandardize(z, grains, m.factors, m.mean, m.std)
     return to_uint8(m.decode(params, z))

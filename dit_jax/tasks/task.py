@@ -24,6 +24,8 @@ class Task:
     fingerprint: of the data and of everything made from it that the stage reads.
     meta: JSON-ready facts that sampling needs: class table, thresholds, latent statistics.
     preview: (params, frozen) -> uint8 picture [H, W, 3] that shows how far the stage is.
+    measured: (params, frozen) -> JSON-ready facts of averaged weights that their checkpoint keeps
+      in its meta; None where there are none.
     skipped: () -> names of unreadable images met so far.
   """
 
@@ -37,4 +39,5 @@ class Task:
   fingerprint: str
   meta: dict
   preview: Callable[[Any, Any], np.ndarray]
+  measured: Callable[[Any, Any], dict] | None = None
   skipped: Callable[[], list[str]] = list
