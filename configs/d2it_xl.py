@@ -155,6 +155,14 @@ def get_config(arg=None):
       grain_weights=(1.0,) * arg.grains,
       label_drop=0.1,
     ),
+    hrig=dict(  # mends the high band where alpha^2 / sigma^2 >= snr; needs data.holdout
+      enabled=False,
+      depth=2 if tiny else 3,  # Fourier blocks
+      snr=1.0,
+      weight=0.1,
+      frequency_weight=0.1,
+      stop_gradient=False,
+    ),
     optim=optim,
     batch_size=8 if tiny else 256,
     accum=1,

@@ -283,6 +283,8 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
 def _save(checkpoints, task: Task, seed: int, meta: dict, train_state) -> None:
   now = int(train_state.step)
   data = {"step": now, "seed": seed, "fingerprint": task.fingerprint}
+  if task.measured is not None:
+    meta = meta | task.measured(*stored.host((train_state.ema, train_state.frozen)))
   checkpoints.save(now, train_state, data=data, meta=meta)
 
 

@@ -39,6 +39,7 @@ class Models:
     channels: of a latent.
     tiers: the tree whose nodes the labels are; without superclasses, the classes and "no class".
     mean, std: latent statistics, [k, c].
+    correct_x0: (params, x0, z, t, grains) -> x0, see sampler.sample; None corrects nothing.
   """
 
   map_logits: Callable[..., Any] | None
@@ -51,6 +52,7 @@ class Models:
   tiers: Tiers
   mean: jax.Array
   std: jax.Array
+  correct_x0: Callable[..., Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,12 +252,16 @@ class Generator:
       base = jnp.asarray(self._base)[rows["label"]]
       how = s.guidance_channels, s.guidance_interval
       model_fn = guidance_.guided(model_fn, rows["label"], base, scale, *how)
+    correct = None
+    if m.correct_x0 is not None:
+      correct = lambda x0, z, t: m.correct_x0(params, x0, z, t, grains)
     z = sampler.sample(
       m.process.denoiser(model_fn),
       stepper(noise_fn),
       self._times(),
       noise_fn(rng.stream(keys, "start")),
       rng.stream(keys, "steps"),
+      correct,
     )
     z = structure.unstandardize(z, grains, m.factors, m.mean, m.std)
     return to_uint8(m.decode(params, z))

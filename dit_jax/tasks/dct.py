@@ -16,7 +16,7 @@ from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import labels, latent_stage, padding
+from dit_jax.tasks import hrig, labels, latent_stage, padding
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft, sharding
 
@@ -33,6 +33,7 @@ class DiffusionLoss:
     drop: (keys, labels) -> the nodes that the model is shown.
     kind: "unique", "copied" or "grain_means" (D2iT, multi-grained loss; our reconstruction).
     grain_weights: weights of the grains under "grain_means", coarsest first.
+    hrig: tasks.hrig.Attached, whose loss is added; None adds nothing.
   """
 
   apply: Any
@@ -43,6 +44,7 @@ class DiffusionLoss:
   drop: Drop
   kind: str = "unique"
   grain_weights: tuple[float, ...] = (1.0, 1.0)
+  hrig: Any = None
 
   def latents(self, batch: dict, keys) -> jax.Array:
     """Standardised posterior samples, [b, h, w, c], with the structure of the grain map."""
@@ -73,12 +75,17 @@ class DiffusionLoss:
     weights = structure.unique_weights(batch["grains"], self.factors)
     reduce = lambda e: losses.reduce_terms(e, cells, weights, self.kind, norm, self.grain_weights)
     pred, log_var_mix = self.process.split(out)
-    mse = reduce(losses.mse_terms(pred, self.process.target(x0, eps, t)))
-    if log_var_mix is None:
-      return mse, {"mse": mse}
+    loss = reduce(losses.mse_terms(pred, self.process.target(x0, eps, t)))
+    metrics = {"mse": loss}
     x0_hat, _ = self.process.to_x0_eps(pred, z, t)
-    vlb = reduce(losses.vlb_terms(self.process.schedule, x0, z, t, x0_hat, log_var_mix))
-    return mse + vlb, {"mse": mse, "vlb_bits": vlb}
+    if log_var_mix is not None:
+      vlb = reduce(losses.vlb_terms(self.process.schedule, x0, z, t, x0_hat, log_var_mix))
+      loss, metrics = loss + vlb, metrics | {"vlb_bits": vlb}
+    if self.hrig is not None:
+      images = norm["cells"] / cells[0].size  # of the full batch
+      term, parts = self.hrig.rule.loss(params["hrig"], x0, x0_hat, z, t, images)
+      loss, metrics = loss + term, metrics | parts
+    return loss, metrics
 
 
 def make_process(block) -> process.Process:
@@ -149,15 +156,18 @@ def make_content(
 
     return apply
 
+  process = make_process(block.diffusion)
+  attached = hrig.attach(block, process, meta)
   loss = DiffusionLoss(
     apply=apply_of(model.attention),
-    process=make_process(block.diffusion),
+    process=process,
     factors=factors,
     mean=jnp.asarray(statistics["mean"], jnp.float32),
     std=jnp.asarray(statistics["std"], jnp.float32),
     drop=labels.drop(block, meta, block.diffusion.label_drop),
     kind=block.diffusion.loss,
     grain_weights=tuple(block.diffusion.grain_weights),
+    hrig=attached,
   )
   phases = tuple(
     (start, dataclasses.replace(loss, apply=apply_of(attention)))
@@ -173,7 +183,7 @@ def make_content(
       args += [jnp.asarray(grains), jax.tree.map(jnp.asarray, index)]
     return model.init(key, *args)
 
-  return Content(model, loss, phases, init)
+  return Content(model, loss, phases, init if attached is None else attached.extend(init))
 
 
 def build(config, workdir, mesh) -> Task:
@@ -194,6 +204,9 @@ def build(config, workdir, mesh) -> Task:
 def content_task(config, workdir, cache, name: str, content: Content, content_fn, **how) -> Task:
   """The stage on a latent cache; `how` as for latent_stage.task."""
   gated = latent_stage.gated_content(content_fn, content.model, content.loss.process)
+  measured = None
+  if content.loss.hrig is not None:
+    measured = hrig.measured(config, workdir, name, content.loss, content_fn(content.model))
   return latent_stage.task(
     config,
     cache,
@@ -203,6 +216,7 @@ def content_task(config, workdir, cache, name: str, content: Content, content_fn
     normalizers=content.loss.normalizers,
     frozen={"dvae": latent_stage.dvae_params(workdir)},
     preview=latent_stage.picture_preview(config, cache, content.loss, gated),
+    measured=measured,
     **how,
   )
 

@@ -32,7 +32,7 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
   """
   del mesh
   workdir = pathlib.Path(workdir)
-  gen, vae_meta, step = _trained_dvae(workdir)
+  gen, vae_meta, step = trained_dvae(workdir)
   if step < config.dvae.total_steps:
     raise UserError(
       f"the dvae stage in {workdir} is at step {step} of {config.dvae.total_steps}; train it to "
@@ -64,13 +64,21 @@ def _kind_of_maps(config) -> str:
   return "budget" if budget else "thresholds"
 
 
+def with_grains(config, maps: grain_maps.GrainMaps, batch: dict) -> dict:
+  """A batch of images with their maps, int32 [b, rows, cols]."""
+  if _kind_of_maps(config) == "thresholds":
+    return maps.add_to(batch)
+  return {**batch, "grains": np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)}
+
+
 def dvae_params(workdir):
   """The averaged weights of a workdir's DVAE."""
-  return _trained_dvae(pathlib.Path(workdir))[0]
+  return trained_dvae(workdir)[0]
 
 
-def _trained_dvae(workdir: pathlib.Path):
-  ema, meta, step = Checkpoints(workdir / "dvae").restore_ema()
+def trained_dvae(workdir):
+  """(averaged weights, meta, step) of a workdir's DVAE."""
+  ema, meta, step = Checkpoints(pathlib.Path(workdir) / "dvae").restore_ema()
   return ema["gen"], meta, step
 
 
@@ -100,10 +108,7 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
       if clock.due(now, max(1, total // 10), total):
         progress.report(now, {})
       valid = batch.pop("valid")
-      if key["maps"] == "budget":
-        batch["grains"] = np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)
-      else:
-        batch = maps.add_to(batch)
+      batch = with_grains(config, maps, batch)
       image, grains = batch["image"], batch["grains"]
       copies = [(image, grains)]
       if config.latents.flip:
@@ -169,6 +174,7 @@ def task(
   phases,
   normalizers,
   preview,
+  measured=None,
   frozen=None,
   transform=None,
   positions=None,
@@ -200,10 +206,13 @@ def task(
     fingerprint=cache.fingerprint,
     meta={k: cache.meta[k] for k in facts} | {"latent_stats": statistics(cache)},
     preview=preview,
+    measured=measured,
   )
 
 
-def sampling_models(config, meta: dict, process, content, map_logits=None) -> generate.Models:
+def sampling_models(
+  config, meta: dict, process, content, map_logits=None, correct_x0=None
+) -> generate.Models:
   """A content stage and its DVAE as sampling takes them, on params {"content", "dvae", ...}.
 
   Args:
@@ -212,6 +221,7 @@ def sampling_models(config, meta: dict, process, content, map_logits=None) -> ge
     process: of the content model.
     content: (params of the content model, z, model_time, label, grains, tokens) -> raw output.
     map_logits: see generate.Models; None where grain maps are given.
+    correct_x0: see generate.Models.
   """
   decoder = dvae.make_model(config.dvae.model)
   return generate.Models(
@@ -225,6 +235,7 @@ def sampling_models(config, meta: dict, process, content, map_logits=None) -> ge
     tiers=labels.tree(labels.content_block(config), meta),
     mean=jnp.asarray(meta["latent_stats"]["mean"], jnp.float32),
     std=jnp.asarray(meta["latent_stats"]["std"], jnp.float32),
+    correct_x0=correct_x0,
   )
 
 

@@ -11,7 +11,7 @@ from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, hierarchy, images, transforms
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, latent_stage
+from dit_jax.tasks import dct, dgt, dit, hrig, latent_stage
 from dit_jax.training.checkpoint import Checkpoints
 
 
@@ -85,7 +85,8 @@ def load(workdir, step: int | None = None) -> Run:
     map_model = dgt.make_model(config, map_meta)
     map_logits = lambda params, *args: map_model.apply(params["dgt"], *args)
   process = dct.make_process(config[content].diffusion)
+  correct_x0 = hrig.correction(config[content], process, meta)
   model = module.make_model(config, meta)
   content = latent_stage.gated_content(module.content_fn, model, process)
-  models = latent_stage.sampling_models(config, meta, process, content, map_logits)
+  models = latent_stage.sampling_models(config, meta, process, content, map_logits, correct_x0)
   return Run(config, meta, hierarchy.ClassTable.from_json(meta["classes"]), models, params, step)

@@ -13,7 +13,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.diffusion import losses
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, dvae, labels, superres
+from dit_jax.tasks import dct, dgt, dit, dvae, hrig, labels, superres
 from dit_jax.training import optim, peft, sharding, state
 
 DTYPES = ("float32", "bfloat16")
@@ -246,8 +246,13 @@ def _transformer(config, name, meta, rows):
   def frozen():
     return {} if name == "dgt" else {"dvae": dvae_shapes(config)}  # for previews
 
+  init = lambda key: model.init(key, *inputs())
+  if name != "dgt" and (
+    attached := hrig.attach(config[name], dct.make_process(config[name].diffusion), meta)
+  ):
+    init = attached.extend(init)
   return (
-    lambda key: model.init(key, *inputs()),
+    init,
     forward,
     lambda params, frozen: jnp.sum(forward(params).astype(jnp.float32)),
     frozen,

@@ -27,6 +27,8 @@ class Task:
     fingerprint: of the data and of everything made from it that the stage reads.
     meta: JSON-ready facts that sampling needs: class table, thresholds, latent statistics.
     preview: (params, frozen) -> uint8 picture [H, W, 3] that shows how far the stage is.
+    measured: (params, frozen) -> JSON-ready facts of averaged weights that their checkpoint keeps
+      in its meta; None where there are none.
     skipped: () -> names of unreadable images met so far.
   """
 
@@ -40,6 +42,7 @@ class Task:
   fingerprint: str
   meta: dict
   preview: Callable[[Any, Any], np.ndarray]
+  measured: Callable[[Any, Any], dict] | None = None
   skipped: Callable[[], list[str]] = list
 
   def tuned(self, how: peft.Peft) -> "Task":
@@ -50,4 +53,5 @@ class Task:
       frozen=self.frozen | how.base(self.init),
       phases=tuple((start, how.over_base(loss_fn)) for start, loss_fn in self.phases),
       preview=how.over_base(self.preview),
+      measured=self.measured and how.over_base(self.measured),
     )

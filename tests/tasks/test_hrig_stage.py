@@ -1,0 +1,158 @@
+"""HRIG beside a transformer: its loss is added, its strength measured, stored and sampled with."""
+
+import dataclasses
+import json
+import pathlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy_dit as ref
+import pytest
+import tiny_images
+
+from dit_jax.core import config as configs
+from dit_jax.core import rng
+from dit_jax.core.errors import UserError
+from dit_jax.diffusion import hrig as rule
+from dit_jax.nn import fourier_pair
+from dit_jax.nn import grains as structure
+from dit_jax.sampling import generate
+from dit_jax.tasks import dct, dit, hrig, restored
+from dit_jax.train import train_and_evaluate
+
+RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
+META = {
+  "factors": [4],
+  "grid": [8, 8],
+  "regions": [8, 8],
+  "z_channels": 4,
+  "classes": {"children": ["a", "b"]},
+}
+STATISTICS = {"mean": np.zeros((1, 4)), "std": np.ones((1, 4))}
+
+
+def recipe(**fields):
+  config = configs.load(RECIPE, "tiny")
+  config.dit.model.depth = 1
+  config.dit.hrig.update(fields)
+  return config
+
+
+def content_of(config):
+  return dct.make_content(config, "dit", META, STATISTICS, dit.make_model, dit.content_fn)
+
+
+def test_without_it_nothing_changes():
+  config = recipe()
+  assert not config.dit.hrig.enabled
+  assert content_of(config).loss.hrig is None
+  del config.dit.hrig  # as in a checkpoint from before
+  assert content_of(config).loss.hrig is None
+
+
+def test_its_parameters_stand_beside_the_transformer_s_which_start_as_they_did():
+  plain, extended = (content_of(recipe(enabled=e)).init for e in (False, True))
+  both = jax.jit(lambda key: (plain(key), extended(key)))
+  want, got = both(jax.random.key(0))
+  assert set(got) == {"params", "hrig"}
+  chex.assert_trees_all_equal(got["params"], want["params"])
+  assert set(got["hrig"]) == {"in", "out", "fourier_0", "fourier_1"}
+
+
+def test_its_loss_is_added_to_the_transformer_s():
+  plain, content = (content_of(recipe(enabled=e)).loss for e in (False, True))
+  draw = np.random.default_rng(0)
+  batch = {
+    "moments": jnp.asarray(draw.normal(size=(4, 8, 8, 8)), jnp.float32),
+    "grains": jnp.zeros((4, 8, 8), jnp.int32),
+    "label": jnp.asarray([0, 1, 1, 0], jnp.int32),
+    "index": jnp.arange(4, dtype=jnp.int32),
+  }
+  shapes = jax.eval_shape(content_of(recipe(enabled=True)).init, jax.random.key(0))
+  params = ref.random_params(shapes, scale=0.1)
+
+  @jax.jit
+  def losses(params):
+    keys, norm = rng.image_keys(0, 5, batch["index"]), content.normalizers(batch)
+    t = content.process.schedule.sample_times(rng.stream(keys, "timestep"))
+    without = plain(params, {}, batch, keys, norm, 0)[0]
+    grad_fn = jax.value_and_grad(content, has_aux=True)
+    return without, grad_fn(params, {}, batch, keys, norm, 0), content.hrig.rule.inside(t).sum()
+
+  without, ((loss, metrics), grads), inside = losses(params)
+  assert 0 < inside < 4
+  want = 0.1 * (metrics["hrig"] + 0.1 * metrics["hrig_frequency"])
+  assert want > 0.01
+  np.testing.assert_allclose(loss - without, want, rtol=1e-4)
+  assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(grads["hrig"]))
+
+
+def test_the_correction_of_a_checkpoint():
+  block, process = recipe(enabled=True).dit, dct.make_process(recipe().dit.diffusion)
+  for meta in (META, META | {"hrig": {"strength": 0.0}}):
+    assert hrig.correction(block, process, meta) is None
+  assert hrig.correction(recipe().dit, process, META | {"hrig": {"strength": 0.5}}) is None
+  meta = META | {"hrig": {"strength": 0.5}, "factors": [4, 8, 16]}
+  attached = hrig.attach(block, process, meta)
+  shapes = jax.eval_shape(attached.extend(lambda key: {}), jax.random.key(0))
+  params = {"content": ref.random_params(shapes, scale=0.1)}
+  draw = np.random.default_rng(0)
+  grains = jnp.asarray(draw.integers(0, 3, (2, 2, 2)), jnp.int32)
+  x0, z = (jnp.asarray(draw.normal(size=(2, 8, 8, 4)), jnp.float32) for _ in range(2))
+
+  @jax.jit
+  def corrected(x0):
+    x0 = structure.project(x0, grains, (4, 8, 16))
+    t = jnp.full(2, 0.1)
+    got = hrig.correction(block, process, meta)(params, x0, z, t, grains)
+    one = hrig.correction(block, process, meta | {"factors": [4]})(params, x0, z, t, grains)
+    return x0, got, one, structure.project(got, grains, (4, 8, 16)), fourier_pair.down(one - x0)
+
+  x0, got, one, projected, low = corrected(x0)
+  coarse = np.asarray(structure.cell_grains(grains, (4, 8, 16)) == 0)
+  np.testing.assert_array_equal(np.asarray(got)[coarse], np.asarray(x0)[coarse])
+  np.testing.assert_allclose(projected, got, atol=1e-5)
+  assert np.abs(got - x0).max() > 0.01
+  np.testing.assert_allclose(low, 0, atol=1e-5)
+  assert np.abs(one - x0).max() > 0.01
+
+
+def test_numbers_out_of_range_are_refused():
+  with pytest.raises(UserError, match="snr=-1"):
+    content_of(recipe(enabled=True, snr=-1.0))
+
+
+def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys):
+  config = recipe(enabled=True)
+  images = tiny_images.write(tmp_path / "images", per_class=5, size=32)
+  config.data.update(path=str(images), image_size=32, workers=0, holdout=5)
+  config.dvae.model.update(encoder_mults=(1, 1, 1), decoder_mults=(1, 1, 1))
+  for stage in ("dvae", "dit"):
+    config[stage].update(batch_size=8, total_steps=2)
+    config[stage].every = dict(log=2, save=2, preview=0)
+  train_and_evaluate(config, tmp_path / "run")
+  told = capsys.readouterr().out
+  run = restored.load(tmp_path / "run")
+  chosen = run.meta["hrig"]
+  assert chosen["strength"] in rule.STRENGTHS
+  assert chosen["error"] <= chosen["error_plain"]
+  assert f"[dit] hrig: strength {chosen['strength']}" in told
+  assert "of 4 held-out latents" in told
+  assert (run.models.correct_x0 is None) == (chosen["strength"] == 0)
+  json.dumps(chosen)
+
+  filled = ref.random_params(jax.eval_shape(lambda: run.params["content"]["hrig"]), scale=0.3)
+  params = run.params | {"content": run.params["content"] | {"hrig": filled}}
+
+  def draw(strength):
+    meta = run.meta | {"hrig": {"strength": strength}}
+    correct_x0 = hrig.correction(run.config.dit, run.models.process, meta)
+    models = dataclasses.replace(run.models, correct_x0=correct_x0)
+    generator = generate.Generator(models, run.settings(4, 1.0), jax.devices()[:1])
+    zeros, index = np.zeros(2, np.int32), np.arange(2, dtype=np.int32)
+    maps = generator.grain_maps(params, zeros, index, 0)
+    return generator.images(params, zeros, index, maps, 0)
+
+  assert (draw(1.0) != draw(0.0)).any()
