@@ -224,7 +224,8 @@ def tiered():
   """(settings -> generator, params) of DGT and DCT on the nodes of a tree."""
   tiers = dict(SIZES, tiers=TREE, fusion="sum")
   grid = (REGIONS[0] * 2, REGIONS[1] * 2)
-  content = dct.DCT(depth=1, refine_depth=0, factors=FACTORS, grid=grid, **tiers)
+  fields = dict(depth=1, refine_depth=0, learn_sigma=False, factors=FACTORS, grid=grid)
+  content = dct.DCT(**fields, **tiers)
   maps = dgt.DGT(grid=REGIONS, depth=1, **tiers)
   one, t, cells = jnp.zeros(1, jnp.int32), jnp.zeros(1), jnp.zeros((1, *REGIONS), jnp.int32)
   params = {
@@ -235,7 +236,8 @@ def tiered():
     map_logits=lambda params, *args: maps.apply(params["dgt"], *args),
     content=lambda params, *args: content.apply(params["content"], *args),
     decode=lambda params, z: jnp.sin(z[..., :3]),
-    process=process.Process(schedules.LinearBeta(), learn_sigma=True),
+    # A learned variance stays the child's under guidance; without one, scale 0 is the superclass.
+    process=process.Process(schedules.LinearBeta()),
     tiers=TREE,
   )
   device = jax.devices()[:1]
