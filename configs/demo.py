@@ -141,6 +141,14 @@ def get_config(arg=None):
       grain_weights=(1.0, 1.0),
       label_drop=0.1,
     ),
+    hrig=dict(  # mends the high band where alpha^2 / sigma^2 >= snr
+      enabled=False,
+      depth=2,  # Fourier blocks
+      snr=1.0,
+      weight=0.1,
+      frequency_weight=0.1,
+      stop_gradient=False,
+    ),
     optim=dict(adam, name="muon", lr=2e-3),
     batch_size=8 if tiny else 16,  # more steps help more than more images a step
     accum=1,

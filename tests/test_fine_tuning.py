@@ -181,6 +181,32 @@ def test_sampling_sees_the_merged_weights(straight):
   assert (again != pictures).any()
 
 
+def test_tiers_and_hrig_join_a_fine_tune(others, source, tmp_path):
+  """The whole of `efdit`, from a base that has neither; a superclass is drawn by its name."""
+  config = recipe(others, source)
+  config.peft, config.data.holdout, config.dct.hrig.enabled = "efdit", 2, True
+  for stage in TUNED:
+    config[stage].labels.fusion = "sum"
+  train.train_and_evaluate(config, tmp_path / "run")
+  old, new = ema_of(source, "dct"), ema_of(tmp_path / "run", "dct")
+  trained = trees.flatten(peft.Peft("efdit").split(new)[0])
+  assert {n for n in trained if n.startswith("hrig/")}
+  assert {n for n in new if "label/" in n} == {
+    f"params/label/level_{level}/embedding" for level in (0, 1)
+  }
+  for name in set(new) - set(trained):
+    assert new[name].tobytes() == old[name].tobytes()
+  run = restored.load(tmp_path / "run")
+  chosen = run.meta["hrig"]
+  assert chosen["error"] <= chosen["error_plain"]
+  (fish,) = run.classes.resolve("fish", superclasses=True)
+  assert fish >= run.num_classes
+  label = np.array([fish], np.int32)
+  generator = generate.Generator(run.models, run.settings())
+  maps = generator.grain_maps(run.params, label, label * 0, 0)
+  assert generator.images(run.params, label, label * 0, maps, 0).std() > 0
+
+
 def test_a_base_that_changed_is_refused_and_nothing_is_lost(others, source, straight, tmp_path):
   moved, workdir = tmp_path / "source", tmp_path / "run"
   shutil.copytree(source, moved)

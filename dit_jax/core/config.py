@@ -29,18 +29,19 @@ MAY_CHANGE = (
   r"(.*\.)?workers",
 )
 
-# Fields that recipes once had not, by what they say of a run from then: it may resume as that.
+# Fields that recipes once had not, by what they say of a run from then; ...: what the other says.
 ADDED = {
+  r"init_from": "",
+  r"peft": "full",
+  r"frozen_dtype": "float32",
   r"data\.taxonomy": "",
   r"data\.levels": (),
   r".*\.labels\.fusion": "none",
   r".*\.labels\.p_drop": 0.1,
   r".*\.labels\.p_null": 0.0,
+  r".*\.hrig\.enabled": False,
+  r".*\.hrig\..*": ...,  # none of it counts where it is not enabled
 }
-
-
-# What fields mean that older runs' configs do not have.
-DEFAULTS = {"peft": "full", "frozen_dtype": "float32", "init_from": ""}
 
 
 def parse_arg(arg: str | None, **defaults) -> SimpleNamespace:
@@ -177,8 +178,16 @@ def refuse_drift(old, new) -> None:
 
 
 def _differ(old: dict, new: dict, name: str) -> bool:
-  a, b = (flat.get(name, DEFAULTS.get(name, _ABSENT)) for flat in (old, new))
+  a, b = _value(old, name, new), _value(new, name, old)
   return a != b or isinstance(a, bool) != isinstance(b, bool)
+
+
+def _value(flat: dict, name: str, other: dict):
+  if name in flat:
+    return flat[name]
+  known = (value for pattern, value in ADDED.items() if re.fullmatch(pattern, name))
+  value = next(known, _ABSENT)
+  return other[name] if value is ... else value
 
 
 def _show(flat: dict, name: str) -> str:
@@ -187,8 +196,6 @@ def _show(flat: dict, name: str) -> str:
 
 def _may_change(old: dict, new: dict, name: str) -> bool:
   if any(re.fullmatch(pattern, name) for pattern in MAY_CHANGE):
-    return True
-  if name not in old and any(re.fullmatch(p, name) and new[name] == x for p, x in ADDED.items()):
     return True
   block, _, field = name.rpartition(".")
   if old.get(f"{block}.loss.disc_weight"):  # the critic starts at a share of total_steps

@@ -179,7 +179,7 @@ def start(config, stage: str, params: dict, frozen: dict) -> Start:
 def check(config, names, workdir) -> None:
   """Refuses, before anything is written, what `start` and `adopt` would refuse later."""
   workdir = pathlib.Path(workdir)
-  meta = sizes.latent_meta(config, 0)  # tables of any number of classes are made anew
+  meta = sizes.latent_meta(config)  # tables of any number of classes are made anew
   for name in names:
     if name not in peft.STAGES or Checkpoints(workdir / name).steps():
       continue
