@@ -1,6 +1,6 @@
 """Stable Diffusion's autoencoder: sizes as published, and a law of each of its parts.
 
-Parity with diffusers is in tests/parity/test_sd_vae.py.
+Parity with diffusers is in tests/parity/test_diffusers_sd_vae.py.
 """
 
 import jax
