@@ -106,7 +106,7 @@ def measured(config, workdir, name: str, loss, content):
   """
   rows = held_out(config, workdir, HELD_OUT)
   attached, process, factors = loss.hrig, loss.process, loss.factors
-  t = hrig.window_times(process.schedule, attached.rule.snr, len(rows["label"]))
+  t = jnp.asarray(hrig.window_times(process.schedule, attached.rule.snr, len(rows["label"])))
   tokens = None
   if len(factors) > 1:
     regions = rows["grains"][0].size
