@@ -151,7 +151,7 @@ def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys):
     meta = run.meta | {"hrig": {"strength": strength}}
     correct_x0 = hrig.correction(run.config.dit, run.models.process, meta)
     models = dataclasses.replace(run.models, correct_x0=correct_x0)
-    generator = generate.Generator(models, run.settings(4, 1.0), jax.devices()[:1])
+    generator = generate.Generator(models, run.settings(steps=4, guidance=1.0), jax.devices()[:1])
     zeros, index = np.zeros(2, np.int32), np.arange(2, dtype=np.int32)
     maps = generator.grain_maps(params, zeros, index, 0)
     return generator.images(params, zeros, index, maps, 0)
