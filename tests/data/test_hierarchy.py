@@ -6,7 +6,7 @@ import json
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dit_jax.core.errors import UserError
@@ -30,6 +30,7 @@ def test_ids_are_ordered_by_superclass_then_child():
   assert TABLE.num_classes == 5
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1), st.randoms())
 def test_table_depends_on_the_set_of_pairs_alone(pairs, rng: random.Random):
   table = ClassTable.from_pairs(pairs)
@@ -41,6 +42,7 @@ def test_table_depends_on_the_set_of_pairs_alone(pairs, rng: random.Random):
   assert list(table.parents) == sorted(table.parents)
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(st.lists(st.tuples(NAMES, NAMES)))
 def test_json_round_trip(pairs):
   table = ClassTable.from_pairs(pairs)
@@ -48,6 +50,7 @@ def test_json_round_trip(pairs):
   assert hash(table) == hash(ClassTable.from_json(table.to_json()))
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1))
 def test_every_class_resolves_by_its_quoted_name_its_full_name_and_its_id(pairs):
   table = ClassTable.from_pairs([(printable(a).strip(), printable(b).strip()) for a, b in pairs])
@@ -188,6 +191,7 @@ def test_levels_of_a_deep_tree_and_their_maps():
   assert ClassTable.from_json(json.loads(json.dumps(DEEP.to_json()))) == DEEP
 
 
+@settings(deadline=None)  # a busy machine is no error
 @given(st.integers(2, 5).flatmap(lambda n: st.lists(st.tuples(*[NAMES] * n), min_size=1)))
 def test_a_deep_tree_gives_every_path_back(paths):
   table = ClassTable.from_paths(paths)
