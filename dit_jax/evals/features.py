@@ -9,6 +9,7 @@ import numpy as np
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.models import lpips
+from dit_jax.sampling import generate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Extractor:
 
     @jax.jit
     def forward(params, images):
-      x = images.astype(jnp.float32) / 127.5 - 1
+      x = generate.to_float(images)
       if eval_size not in (0, x.shape[1]):
         shape = (len(x), eval_size, eval_size, 3)
         x = jnp.clip(jax.image.resize(x, shape, "cubic"), -1, 1)  # as a stored picture would be

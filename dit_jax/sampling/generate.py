@@ -284,3 +284,8 @@ def _tokens(rows: dict) -> buckets.TokenIndex | None:
 def to_uint8(x: jax.Array) -> jax.Array:
   """Images in [-1, 1] as bytes: clamp(127.5 x + 128), truncated, as every DiT does."""
   return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+
+
+def to_float(images) -> jax.Array:
+  """uint8 to f32 in [-1, 1]; `to_uint8` takes it back exactly."""
+  return images.astype(jnp.float32) / 127.5 - 1

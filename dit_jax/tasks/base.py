@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 from jax.experimental import multihost_utils
 
@@ -26,6 +24,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.tasks import sizes
 from dit_jax.training import peft, stored
 from dit_jax.training.checkpoint import Checkpoints
+from dit_jax.weights import files
 
 AFFINE = r"(.*/)?norm[12]?/(scale|bias)"  # not the scales of qk_norm, which change the function
 RENEWABLE = (peft.LABEL, AFFINE, peft.GAMMA, peft.HRIG)  # may start as drawn
@@ -88,8 +87,8 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
   """
   if path.is_file():
     try:
-      arrays = safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as e:
+      arrays, _ = files.load_safetensors(path)
+    except UserError as e:
       reason = " ".join(str(e).split())
       raise UserError(
         f"init_from={path} is no whole .safetensors file ({reason}); convert or copy it again."

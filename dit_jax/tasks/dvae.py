@@ -18,14 +18,14 @@ from einops import rearrange
 
 from dit_jax.core import rng
 from dit_jax.core.errors import UserError
-from dit_jax.data import grain_maps, pipeline, sources
+from dit_jax.data import grain_maps, sources
 from dit_jax.models import discriminator as gan
 from dit_jax.models import lpips
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.sampling import grids
-from dit_jax.sampling.generate import to_uint8
-from dit_jax.tasks.task import Task
+from dit_jax.sampling.generate import to_float, to_uint8
+from dit_jax.tasks.task import Task, reader
 
 
 class DVAETask:
@@ -191,11 +191,6 @@ def make_model(fields) -> dvae.DVAE:
   )
 
 
-def to_float(images) -> jax.Array:
-  """uint8 to f32 in [-1, 1]; `to_uint8` takes it back exactly."""
-  return images.astype(jnp.float32) / 127.5 - 1
-
-
 def adaptive_weight(distance, adversarial, most: float):
   """Eq. (2) from the two gradients with respect to the kernel; no gradient flows through it."""
   ratio = jnp.linalg.norm(distance.ravel()) / (jnp.linalg.norm(adversarial.ravel()) + 1e-4)
@@ -229,18 +224,6 @@ def build(config, workdir, mesh) -> Task:
   shown = maps.add_to(collate([source[i] for i in range(min(8, len(source)))]))
   reconstruct = jax.jit(stage.reconstruct)
 
-  def batches(first_step: int):
-    return pipeline.batches(
-      source,
-      config.dvae.batch_size,
-      seed=config.seed,
-      start_step=first_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.workers,
-      transform=maps.add_to,
-    )
-
   def preview(params, frozen):
     """Images, the same with their fine regions tinted, and their reconstructions."""
     del frozen
@@ -255,7 +238,7 @@ def build(config, workdir, mesh) -> Task:
     frozen=frozen,
     phases=((0, stage.loss_fn),),
     normalizers=stage.normalizers,
-    batches=batches,
+    batches=reader(config, "dvae", source, transform=maps.add_to),
     num_images=len(source),
     fingerprint=source.fingerprint,
     meta={"classes": source.classes.to_json(), "thresholds": maps.record},

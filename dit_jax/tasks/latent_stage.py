@@ -18,7 +18,7 @@ from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate, grids, parallel
 from dit_jax.tasks import dvae, labels
-from dit_jax.tasks.task import Task
+from dit_jax.tasks.task import Task, reader
 from dit_jax.training.checkpoint import Checkpoints
 
 SHOWN = 16  # pictures of a preview
@@ -181,19 +181,6 @@ def task(
 ) -> Task:
   """A stage on a latent cache; see pipeline.batches for transform and positions."""
 
-  def batches(first_step: int):
-    return pipeline.batches(
-      cache,
-      config[name].batch_size,
-      seed=config.seed,
-      start_step=first_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.workers,
-      transform=transform,
-      positions=positions,
-    )
-
   facts = ("vae", "factors", "regions", "grid", "z_channels", "image_size", "classes", "thresholds")
   return Task(
     name=name,
@@ -201,7 +188,7 @@ def task(
     frozen={} if frozen is None else frozen,
     phases=phases,
     normalizers=normalizers,
-    batches=batches,
+    batches=reader(config, name, cache, transform=transform, positions=positions),
     num_images=len(cache),
     fingerprint=cache.fingerprint,
     meta={k: cache.meta[k] for k in facts} | {"latent_stats": statistics(cache)},

@@ -13,11 +13,11 @@ import numpy as np
 
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
-from dit_jax.data import degrade, pipeline, sources
+from dit_jax.data import degrade, sources
 from dit_jax.models.superres import FACTOR, PictureEnhancer
-from dit_jax.sampling import grids, superres
+from dit_jax.sampling import generate, grids, superres
 from dit_jax.tasks import dvae
-from dit_jax.tasks.task import Task
+from dit_jax.tasks.task import Task, reader
 from dit_jax.training.checkpoint import Checkpoints
 
 SHOWN = 6  # pictures of a preview
@@ -58,7 +58,7 @@ class SuperresTask:
 
   def enhance(self, params, low) -> jax.Array:
     """E of uint8 pictures [b, h, w, 3]: [b, 2 h, 2 w, 3], 1 and -1 being white and black."""
-    return self.model.apply(params, dvae.to_float(low))
+    return self.model.apply(params, generate.to_float(low))
 
   def normalizers(self, batch: dict) -> dict:
     """The images of the global batch."""
@@ -67,7 +67,7 @@ class SuperresTask:
   def loss_fn(self, params, frozen, batch: dict, keys, norm: dict, step):
     """Eq. (1), a sum over the batch over `norm`."""
     del frozen, keys, step
-    error = jnp.abs(self.enhance(params, batch["low"]) - dvae.to_float(batch["high"]))
+    error = jnp.abs(self.enhance(params, batch["low"]) - generate.to_float(batch["high"]))
     inside = slice(FACTOR * self.margin, self.crop - FACTOR * self.margin)
     l1 = jnp.sum(jnp.mean(error[:, inside, inside], axis=(1, 2, 3))) / norm["images"]
     return l1, {"l1": l1}
@@ -87,18 +87,6 @@ def build(config, workdir, mesh) -> Task:
   shown = pairs(0, dvae.collate([source[i] for i in range(min(SHOWN, len(source)))]))
   doubler = superres.Doubler(stage.enhance)
 
-  def batches(first_step: int):
-    return pipeline.batches(
-      source,
-      config.superres.batch_size,
-      seed=config.seed,
-      start_step=first_step,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      threads=config.data.workers,
-      draw=pairs,
-    )
-
   def preview(params, frozen):
     """Small pictures enlarged by bicubic, by the network, and the large ones."""
     del frozen
@@ -112,7 +100,7 @@ def build(config, workdir, mesh) -> Task:
     frozen={},
     phases=((0, stage.loss_fn),),
     normalizers=stage.normalizers,
-    batches=batches,
+    batches=reader(config, "superres", source, draw=pairs),
     num_images=len(source),
     fingerprint=source.fingerprint,
     meta={"classes": source.classes.to_json()},

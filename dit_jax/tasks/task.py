@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
+from dit_jax.data import pipeline
 from dit_jax.training import peft
 
 
@@ -55,3 +57,17 @@ class Task:
       preview=how.over_base(self.preview),
       measured=self.measured and how.over_base(self.measured),
     )
+
+
+def reader(config, name: str, source, **how) -> Callable[[int], Iterator[dict]]:
+  """`Task.batches` of a stage over a source; `how` as for pipeline.batches."""
+  return lambda first_step: pipeline.batches(
+    source,
+    config[name].batch_size,
+    seed=config.seed,
+    start_step=first_step,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    threads=config.data.workers,
+    **how,
+  )
