@@ -62,7 +62,8 @@ setup(
       "nbformat>=5.10",
       "ipykernel>=6.29",
     ],
-    # The CPU build of torch is enough; it is the plain name that the resolver knows.
-    "parity": ["torch>=2.6", "diffusers>=0.36", "torch-fidelity>=0.4", "scikit-image>=0.25"],
+    # The CPU build of torch is enough; it is the plain name that the resolver knows. Nothing here
+    # may bring torchvision: it must match that build, and where it does not diffusers fails.
+    "parity": ["torch>=2.6", "diffusers>=0.36", "scikit-image>=0.25"],
   },
 )
