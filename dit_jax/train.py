@@ -25,7 +25,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import base, labels, sizes
+from dit_jax.tasks import autoencoder, base, labels, sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
@@ -54,11 +54,14 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     source[0]  # what cannot be read is refused before we write
     if labels.tiered(config):
       labels.check_classes(source.classes)
+  autoencoder.check(config, workdir)
   base.check(config, names, workdir)
   on_latents = [name for name in names if name not in ("dvae", "superres")]
-  if on_latents and "dvae" not in names and not base.donor(config):
+  trained = "dvae" in names or autoencoder.pretrained(config) or base.donor(config)
+  if on_latents and not trained:
     check_dvae(config, workdir, on_latents[0])
   claim(workdir, config)
+  autoencoder.adopt(config, workdir)
   base.adopt(config, workdir)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -242,8 +242,8 @@ def test_a_model_without_classes_draws_the_null_class():
 
 
 def test_another_dvae_than_the_stage_was_trained_on_is_refused(workdir, monkeypatch):
-  real = restored.latent_stage.dvae_params
-  other = lambda folder: jax.tree.map(lambda x: x + 1e-3, real(folder))
-  monkeypatch.setattr(restored.latent_stage, "dvae_params", other)
+  real = restored.autoencoder.load
+  other = lambda *args: (jax.tree.map(lambda x: x + 1e-3, real(*args)[0]), real(*args)[1])
+  monkeypatch.setattr(restored.autoencoder, "load", other)
   with pytest.raises(UserError, match="is not the one that the stage dct was trained on"):
     restored.load(workdir)

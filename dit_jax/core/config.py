@@ -23,6 +23,7 @@ MAY_CHANGE = (
   r"sharding",
   r"sampling(\..*)?",
   r"data\.path",
+  r"sd_vae\.path",  # the workdir has a copy
   r"(.*\.)?remat",
   r"(.*\.)?attention\.dense_snr",
   r"(.*\.)?every(\..*)?",

@@ -128,7 +128,7 @@ def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Star
   if stuck := [name for name in new if name in kept]:
     raise UserError(
       f"init_from={path} has no {stuck[0]} that fits, and this peft would keep it as it was drawn; "
-      "choose a peft that trains it."
+      "choose a peft that trains it, or for hrig/ set hrig.enabled=False."
     )
   loaded = {n: have[n].astype(s.dtype, copy=False) for n, s in wanted.items() if n not in new}
   cast = sum(x.dtype != have[n].dtype for n, x in loaded.items())

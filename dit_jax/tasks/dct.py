@@ -16,7 +16,7 @@ from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import hrig, labels, latent_stage, padding
+from dit_jax.tasks import autoencoder, hrig, labels, latent_stage, padding
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft, sharding
 
@@ -214,7 +214,7 @@ def content_task(config, workdir, cache, name: str, content: Content, content_fn
     init=content.init,
     phases=content.phases,
     normalizers=content.loss.normalizers,
-    frozen={"dvae": latent_stage.dvae_params(workdir)},
+    frozen={"dvae": autoencoder.load(config, workdir)[0]},
     preview=latent_stage.picture_preview(config, cache, content.loss, gated),
     measured=measured,
     **how,

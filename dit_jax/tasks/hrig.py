@@ -16,7 +16,7 @@ from dit_jax.diffusion.process import Process
 from dit_jax.models.superres import LatentEnhancer
 from dit_jax.nn import fourier_pair
 from dit_jax.nn import grains as structure
-from dit_jax.tasks import latent_stage
+from dit_jax.tasks import autoencoder, latent_stage
 
 HELD_OUT = 64  # latents that decide the strength, each at a time of its own
 
@@ -96,7 +96,7 @@ def measured(config, workdir, name: str, loss, content):
 
   Args:
     config: of the run, whose data.holdout must hold images out.
-    workdir: holds the DVAE.
+    workdir: holds the autoencoder.
     name: "dit" or "dct".
     loss: tasks.dct.DiffusionLoss, with HRIG attached.
     content: (params, z, model_time, label, grains, tokens) -> raw output.
@@ -146,14 +146,14 @@ def measured(config, workdir, name: str, loss, content):
 def held_out(config, workdir, count: int) -> dict:
   """Rows of held-out images as the latent cache would hold them, spread evenly over the split."""
   source = sources.open_source(config.data, "heldout")
-  gen, vae_meta, _ = latent_stage.trained_dvae(workdir)
-  maps = grain_maps.GrainMaps.from_record(vae_meta["thresholds"])
+  vae_params, thresholds = autoencoder.load(config, workdir)
+  maps = grain_maps.GrainMaps.from_record(thresholds)
   places, encode = latent_stage.encoder(config)
   take = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
   items = [source[int(i)] for i in take]
   rows = {name: np.stack([item[name] for item in items]) for name in items[0]}
   rows = latent_stage.with_grains(config, maps, rows)
-  params, moments = places.everywhere(gen), []
+  params, moments = places.everywhere(vae_params), []
   for start in range(0, len(items), places.total):
     filled = np.minimum(np.arange(start, start + places.total), len(items) - 1)
     chunk = {name: rows[name][filled] for name in ("image", "grains")}
