@@ -181,6 +181,7 @@ FIELDS = [  # of a recipe whose first stage could be trained before the last one
   ("dct.diffusion.prediction=eps", "predict 'flow'"),
   ("dct.diffusion.loss=mean", "loss kind 'mean'"),
   ("dct.diffusion.label_drop=1.5", "dct.diffusion.label_drop=1.5 must be 0 to 1"),
+  ("dct.diffusion.label_drop=0.0", "guidance=2.0 leads away from a coarser label"),
   ("dct.optim.name=sgd", "optim.name='sgd' is unknown"),
   ("dct.optim.warmup_steps=4", "warmup_steps=4 leaves nothing"),
   ("dct.total_steps=0", "dct.total_steps=0 must be 1 or more"),

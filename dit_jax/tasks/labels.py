@@ -68,6 +68,28 @@ def check(config) -> None:
     )
 
 
+def check_guidance(config, settings) -> None:
+  """Raises UserError where guidance would lead away from labels that no training showed.
+
+  Args:
+    config: of the run.
+    settings: sampling.generate.Settings.
+  """
+  content = content_block(config)
+  scales = [("guidance", settings.guidance, content, content.diffusion.label_drop)]
+  if "dgt" in config.stages:
+    scales.append(("map_guidance", settings.map_guidance, config.dgt, config.dgt.label_drop))
+  for name, scale, block, label_drop in scales:
+    labels = _settings(block)
+    tiers = labels["fusion"] != "none"
+    if scale != 1 and not (labels["p_drop"] or labels["p_null"] if tiers else label_drop):
+      raise UserError(
+        f"{name}={scale} leads away from a coarser label, and training with "
+        f"{'labels.p_drop' if tiers else 'label_drop'}=0 shows none; train with more, or take "
+        f"{name}=1."
+      )
+
+
 def check_classes(table: ClassTable) -> None:
   """Raises UserError unless a class table has something to tell apart."""
   if table.num_classes < 2:

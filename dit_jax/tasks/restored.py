@@ -11,7 +11,7 @@ from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, hierarchy, images, transforms
 from dit_jax.sampling import generate
-from dit_jax.tasks import autoencoder, dct, dgt, dit, hrig, latent_stage
+from dit_jax.tasks import autoencoder, dct, dgt, dit, hrig, labels, latent_stage
 from dit_jax.training.checkpoint import Checkpoints
 
 
@@ -40,9 +40,15 @@ class Run:
     return len(self.classes.children)
 
   def settings(self, **wanted) -> generate.Settings:
-    """The run's own sampling settings, with those that the caller wants otherwise (not None)."""
+    """The run's own sampling settings, with those that the caller wants otherwise (not None).
+
+    Raises:
+      UserError: a setting that the model cannot follow.
+    """
     given = {name: value for name, value in wanted.items() if value is not None}
-    return generate.Settings(**(dict(self.config.sampling) | given))
+    settings = generate.Settings(**(dict(self.config.sampling) | given))
+    labels.check_guidance(self.config, settings)
+    return settings
 
   def map_of_image(self, path: str) -> np.ndarray:
     """The grain map of an image file, cropped as in training."""

@@ -53,6 +53,7 @@ def check_models(config) -> None:
     else:
       _check_range(config, f"{name}.diffusion.label_drop", 0, 1)
       _check_diffusion(config[name].diffusion, settings, len(meta["factors"]))
+      labels.check_guidance(config, settings)
     if name == "dct" and config.dct.buckets not in slots.MODES:
       raise UserError(
         f"dct.buckets={config.dct.buckets!r} is unknown; choose one of {', '.join(slots.MODES)}."
