@@ -31,6 +31,7 @@ def get_config(arg=None):
   c.dvae.model.encoder_mults = (1, 1, 2) if keys.tiny else (1, 1, 2, 2)
   c.dit = c.dct
   del c.dit.buckets, c.dit.model.window
+  c.dit.model.max_period = 10_000.0  # DiT's; diffusers' 10752.168531898922 (docs/convert.md)
   if keys.tiny:
     del c.dit.model.refine_depth
     c.dit.model.patch = 2

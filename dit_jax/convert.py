@@ -13,6 +13,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from dit_jax.core import cli
@@ -33,6 +34,7 @@ from dit_jax.weights import (
 )
 
 MODELS = {"dit": "dit", "diffusers-dit": "dit", "sd-vae": "sd-vae"}  # by format; ours holds both
+PERIODS = {"dit": dit.MAX_PERIOD, "diffusers-dit": diffusers_dit.MAX_PERIOD}  # of their own code
 # Heads as published: DiT's files do not say them. Of two sizes of one width the first is DiT's.
 HEADS = {width: heads for _, width, heads in reversed(dit_model.SIZES.values())}
 
@@ -45,6 +47,13 @@ _DST = flags.DEFINE_string("dst", "", "New file or folder.", flag_values=FLAGS)
 _HEADS = flags.DEFINE_integer(
   "num_heads", None, "Of --from=dit, where its width is not a published one.", flag_values=FLAGS
 )
+_PERIOD = flags.DEFINE_float(
+  "max_period",
+  None,
+  "Of a DiT from another format: the period of the timestep that its weights were trained under, "
+  "where the format's own code has another; 10000 for facebook/DiT-XL-2-256 of diffusers.",
+  flag_values=FLAGS,
+)
 
 
 def main():
@@ -54,6 +63,8 @@ def main():
   source, target, dst = _FROM.value, _TO.value, pathlib.Path(_DST.value)
   if _HEADS.value is not None and source != "dit":
     raise UserError(f"--num_heads goes with --from=dit; a {source} source says its own.")
+  if _PERIOD.value is not None and source not in PERIODS:
+    raise UserError(f"--max_period goes with --from={' or '.join(PERIODS)}, not {source}.")
   _check_pair(MODELS.get(source), target)
   with files.new_path(dst) as new:
     model, fields, leaves = READ[source](pathlib.Path(_SRC.value))
@@ -61,12 +72,38 @@ def main():
     WRITE[target](new, model, fields, leaves)
   if target == "diffusers-dit" and dst.name == "transformer":
     diffusers_folder.complete_pipeline(dst.parent, diffusers_dit.SCHEDULER)
+  if target in PERIODS and (gap := _period_gap(fields, leaves, PERIODS[target])):
+    print(f"warning: {dst}: {gap}", file=sys.stderr)
   print(f"{dst}: {model}, {trees.count(leaves):,} parameters, {fields}", file=sys.stderr)
 
 
 def _check_pair(model: str | None, target: str) -> None:
   if model and target != "ours" and model != MODELS[target]:
     raise UserError(f"The source is a {model}, which --to={target} cannot hold; see --help.")
+
+
+def _period_gap(fields: dict, leaves: dict, theirs: float) -> str:
+  """What a format whose model computes with the period `theirs` changes; "" for nothing.
+
+  Measured on the timestep's embedding, at every step of DiT's chain.
+  """
+  period = fields.get("max_period", embed.MAX_PERIOD)
+  if period == theirs:
+    return ""
+  t = jnp.arange(diffusers_dit.SCHEDULER["num_train_timesteps"], dtype=jnp.float32)
+  mlp = {
+    name: {kind: leaves[f"time/{name}/{kind}"].astype(np.float32) for kind in ("kernel", "bias")}
+    for name in ("in", "out")
+  }
+  ours_then, theirs_then = (
+    embed.TimestepEmbedder(fields["width"], max_period=x).apply({"params": mlp}, t)
+    for x in (period, theirs)
+  )
+  return (
+    f"the model has max_period={period} and this format's own code computes with {theirs}; its "
+    f"timestep embedding will differ by up to {np.abs(ours_then - theirs_then).max():.2g} (its "
+    f"deviation is {ours_then.std():.2g}); see docs/convert.md"
+  )
 
 
 def shapes(model: str, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
@@ -80,6 +117,10 @@ def shapes(model: str, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
   else:
     raise ValueError(f"unknown {model=}")
   return trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"])
+
+
+def _told_period() -> dict:
+  return {} if _PERIOD.value is None else {"max_period": _PERIOD.value}
 
 
 def _positions(fields: dict) -> dict:
@@ -107,7 +148,7 @@ def _read_dit(path):
     arrays = files.load_safetensors(path)[0]
   else:
     arrays = torch_file.load(path, dit.CHECKPOINT_KEYS)
-  fields = dit.fields(arrays, _HEADS.value)
+  fields = dit.fields(arrays, _HEADS.value) | _told_period()
   if fields["num_heads"] is None and fields["width"] not in HEADS:
     raise UserError(
       f"{path} has width {fields['width']}, which is not a published one ({sorted(HEADS)}); give "
@@ -129,7 +170,7 @@ def _write_dit(path, model: str, fields: dict, leaves: dict) -> None:
 
 def _read_diffusers_dit(path):
   config, arrays = diffusers_folder.load(path)
-  fields = diffusers_dit.fields(config)
+  fields = diffusers_dit.fields(config) | _told_period()
   rows, wanted = diffusers_dit.rows(fields), shapes("dit", fields)
   return "dit", fields, rename.to_ours(rows, arrays, wanted, _positions(fields))
 

@@ -21,7 +21,7 @@ from dit_jax.core import config as configs
 from dit_jax.core import rng
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
-from dit_jax.tasks import sizes
+from dit_jax.tasks import base_model, sizes
 from dit_jax.training import peft, stored
 from dit_jax.training.checkpoint import Checkpoints
 from dit_jax.weights import files
@@ -79,24 +79,27 @@ def place(config, stage: str) -> pathlib.Path | None:
   )
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str, dict]:
   """Arrays by path below the root of the parameters, and their hash, whatever holds them.
+
+  The third is what it says besides: the metadata of a file, the meta of a checkpoint.
 
   Raises:
     UserError: the file or the checkpoint cannot be read.
   """
   if path.is_file():
     try:
-      arrays, _ = files.load_safetensors(path)
+      arrays, facts = files.load_safetensors(path)
     except UserError as e:
       reason = " ".join(str(e).split())
       raise UserError(
         f"init_from={path} is no whole .safetensors file ({reason}); convert or copy it again."
       ) from e
   else:
-    arrays = trees.flatten(Checkpoints(path).restore_ema()[0])
+    ema, facts, _ = Checkpoints(path).restore_ema()
+    arrays = trees.flatten(ema)
   arrays = {name.removeprefix(_ROOT): np.asarray(x) for name, x in sorted(arrays.items())}
-  return arrays, trees.content_hash(arrays)
+  return arrays, trees.content_hash(arrays), facts
 
 
 def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Start:
@@ -159,7 +162,8 @@ def start(config, stage: str, params: dict, frozen: dict) -> Start:
   """What a stage is born from; the arguments are those of `fit`.
 
   Raises:
-    UserError: the base does not exist, is damaged or does not fit; or frozen weights have none.
+    UserError: the base does not exist, is damaged, does not fit or is of another model; or frozen
+      weights have none.
   """
   path = place(config, stage)
   if path is None:
@@ -169,7 +173,8 @@ def start(config, stage: str, params: dict, frozen: dict) -> Start:
         "name it by init_from, or set peft='full'."
       )
     return Start({}, {}, {})
-  arrays, name = read(path)
+  arrays, name, facts = read(path)
+  base_model.refuse_other(config, stage, path, facts)
   found = fit(path, arrays, params, frozen)
   told = tuple(f"[{stage}] init_from {path} ({name}): {line}" for line in found.report)
   return found._replace(record={"path": str(path), "hash": name}, report=told)

@@ -1,7 +1,7 @@
 """DiT's weights as its authors publish them: a state dict in a `.pt` file (arXiv 2212.09748).
 
 A training checkpoint of theirs is {"model": .., "ema": .., "opt": .., "args": ..}: the average is
-read. The file does not say the number of heads.
+read. The file does not say the number of heads, nor the period of the timestep's frequencies.
 """
 
 import math
@@ -12,6 +12,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.weights import rename
 
 CHECKPOINT_KEYS = ("ema", "model")
+MAX_PERIOD = 10_000.0  # w_i = MAX_PERIOD ** (-i / 128)
 TOP = {
   "time/in": "t_embedder.mlp.0",
   "time/out": "t_embedder.mlp.2",
@@ -72,4 +73,5 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
     z_channels=z_channels,
     num_classes=labels - 1,
     learn_sigma=outputs == 2,
+    max_period=MAX_PERIOD,
   )

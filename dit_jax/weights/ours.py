@@ -31,14 +31,18 @@ def load(path) -> tuple[str, dict, dict[str, np.ndarray]]:
     UserError: the file is torn, of a later version, or not one of ours.
   """
   leaves, metadata = files.load_safetensors(path)
+  return *facts(path, metadata), leaves
+
+
+def facts(path, metadata: dict[str, str]) -> tuple[str, dict]:
+  """(model, fields) of a file's metadata; raises UserError as `load` does."""
   try:
-    facts = json.loads(metadata[KEY])
-    version, model = facts.pop("version"), facts.pop("model")
+    told = json.loads(metadata[KEY])
+    version, model = told.pop("version"), told.pop("model")
   except (KeyError, ValueError, TypeError, AttributeError) as e:
     raise UserError(
       f"{path} does not say what model it is of; make it with python -m dit_jax.convert --to=ours."
     ) from e
   if version != VERSION:
     raise UserError(f"{path} is of version {version}, expected {VERSION}; convert it again.")
-  fields = {key: tuple(x) if isinstance(x, list) else x for key, x in facts.items()}
-  return model, fields, leaves
+  return model, {key: tuple(x) if isinstance(x, list) else x for key, x in told.items()}

@@ -1,5 +1,6 @@
 """Laws of a base: every array is accounted for, and what no rule allows is refused by name."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -17,8 +18,10 @@ from dit_jax.core import rng
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.models.dit import DiT
-from dit_jax.tasks import base
+from dit_jax.tasks import base, base_model, sizes
+from dit_jax.tasks import dit as dit_stage
 from dit_jax.training import peft
+from dit_jax.weights import ours
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
 SMALL = dict(depth=2, width=8, num_heads=2, patch=2, grid=(4, 4))
@@ -129,7 +132,8 @@ def recipe(path, stages=("dvae", "dit"), **fields):
 
 
 def test_a_file_is_read_whole_and_hashed_by_content(file, tmp_path):
-  have, name = base.read(file)
+  have, name, facts = base.read(file)
+  assert json.loads(facts["model"])["num_heads"] == 2
   want = arrays()
   assert list(have) == sorted(want)
   for n, x in have.items():
@@ -150,6 +154,102 @@ def test_a_start_says_where_it_is_from(file):
   assert base.start(recipe(""), "dit", *shapes()) == base.Start({}, {}, {})
   with pytest.raises(UserError, match=r"peft='finediffusion' .* pretrained base; name it by init_"):
     base.start(recipe(""), "dit", *shapes("finediffusion"))
+
+
+def told(path, config, **changes):
+  """A file of ours with the stage's own arrays, which says that it is of the stage's own model."""
+  model = dit_stage.make_model(config, sizes.latent_meta(config))
+  net = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+  fields = {name: net[name] for name in net if name not in (*base_model.MEANS, "parent", "name")}
+  init = sizes.parts(config, "dit", sizes.latent_meta(config))[0]
+  shapes = jax.eval_shape(init, rng.abstract_key())
+  leaves = trees.flatten(jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes["params"]))
+  ours.save(path, "dit", fields | changes, leaves)
+  return shapes
+
+
+SAID = [
+  (dict(num_heads=4), r"dit\.model\.num_heads: 4 -> 2; set the stored values in the recipe"),
+  (dict(max_period=5e3), r"dit\.model\.max_period: 5000.0 -> 10000.0; set"),
+  (dict(grid=(8, 32)), r"data\.image_size, grid: \(8, 32\) -> \(16, 16\); set"),
+  (dict(depth=3, qk_norm=True), r"depth: 3 -> 2; dit\.model\.qk_norm: True -> False; set"),
+  (dict(learn_sigma=False), r"dit\.diffusion\.learn_sigma: False -> True; set"),
+  (dict(strange=1), r"is of no model that can be made here .*strange"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), SAID, ids=[str(changes) for changes, _ in SAID])
+def test_a_file_that_says_another_model_is_refused(changes, words, tmp_path):
+  """Among them those of the same shapes, which would load and compute another function."""
+  config = recipe(tmp_path / "x.safetensors")
+  config.peft = "full"
+  params = told(config.init_from, config, **changes)
+  with pytest.raises(UserError, match=words) as e:
+    base.start(config, "dit", params, {})
+  assert "\n" not in str(e.value)
+
+
+def test_a_file_of_another_kind_of_model_is_refused(tmp_path):
+  config = recipe(tmp_path / "x.safetensors")
+  ours.save(config.init_from, "sd-vae", {}, arrays())
+  with pytest.raises(UserError, match="is of the model sd-vae, expected dit"):
+    base.start(config, "dit", *shapes("finediffusion"))
+
+
+def test_what_a_fine_tune_makes_anew_or_computes_otherwise_may_differ(tmp_path):
+  config = recipe(tmp_path / "x.safetensors")
+  config.peft = "full"
+  params = told(config.init_from, config, num_classes=77)
+  config.dit.labels.fusion = "sum"
+  config.dit.model.update(remat="full", dtype="bfloat16")
+  config.dit.model.attention.kind = "pro"
+  assert len(base.start(config, "dit", params, {}).params) == len(trees.flatten(params))
+
+
+def test_a_file_from_before_there_was_a_period_has_that_of_dit(tmp_path):
+  config = recipe(tmp_path / "x.safetensors")
+  config.peft = "full"
+  params = told(config.init_from, config)
+  kind, fields, leaves = ours.load(config.init_from)
+  del fields["max_period"]
+  ours.save(config.init_from, kind, fields, leaves)
+  base.start(config, "dit", params, {})
+  config.dit.model.max_period = 5e3
+  with pytest.raises(UserError, match=r"max_period: 10000.0 -> 5000.0"):
+    base.start(config, "dit", params, {})
+
+
+@pytest.mark.parametrize(
+  ("stage", "change", "words"),
+  [
+    ("dct", dict(num_heads=4), r"dct\.model\.num_heads: 2 -> 4; set"),
+    ("dct", dict(window=2), r"dct\.model\.window: 0 -> 2; set"),
+    ("dgt", dict(num_heads=4), r"dgt\.model\.num_heads: 2 -> 4; set"),
+    ("dgt", dict(qk_norm=True), r"dgt\.model\.qk_norm: False -> True; set"),
+    ("dct", dict(variant="XL9"), r"width: 32 -> 1152; dct\.model\.variant, num_heads: 2 -> 9; set"),
+  ],
+)
+def test_a_checkpoint_of_another_model_is_refused(stage, change, words, tmp_path):
+  old = configs.load(RECIPE.with_name("d2it_xl.py"), "tiny")
+  facts = sizes.latent_meta(old) | {"config": configs.to_json(old)}
+  base_model.refuse_other(old, stage, tmp_path, facts)
+  base_model.refuse_other(recipe(tmp_path), "dit", tmp_path, facts)  # base.fit tells them apart
+  new = old.copy_and_resolve_references()
+  if "variant" in change:
+    new[stage].model = dict(change)
+  else:
+    new[stage].model.update(change)
+  with pytest.raises(UserError, match=words):
+    base_model.refuse_other(new, stage, tmp_path, facts)
+
+
+def test_a_preset_is_the_fields_that_it_stands_for(tmp_path):
+  old = configs.load(RECIPE)
+  facts = sizes.latent_meta(old) | {"config": configs.to_json(old)}
+  new = old.copy_and_resolve_references()
+  del new.dit.model.variant
+  new.dit.model.update(depth=28, width=1152, num_heads=16, patch=2)
+  base_model.refuse_other(new, "dit", tmp_path, facts)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
