@@ -57,12 +57,11 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   autoencoder.check(config, workdir)
   base.check(config, names, workdir)
   on_latents = [name for name in names if name not in ("dvae", "superres")]
-  trained = "dvae" in names or autoencoder.pretrained(config) or base.donor(config)
+  trained = "dvae" in names or autoencoder.pretrained(config) or autoencoder.donor(config)
   if on_latents and not trained:
     check_dvae(config, workdir, on_latents[0])
   claim(workdir, config)
   autoencoder.adopt(config, workdir)
-  base.adopt(config, workdir)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   for name in names:
@@ -263,7 +262,7 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
   if restored is None:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     places = jax.tree.map(lambda s: s.sharding, abstract)
-    found = base.start(config, task.name, abstract.params, abstract.frozen)
+    found = base.start(config, task.name, abstract.params, abstract.frozen, task.meta)
     for line in found.report:
       _say(line)
     # Through the host: an array of one device cannot be put on those of other processes.
@@ -278,9 +277,7 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
       f"stage {task.name} was trained on other data ({'; '.join(changed)}); go back to that data, "
       "or choose a new workdir."
     )
-  origin = restored.meta.get("base", {})
-  base.refuse_other(config, task.name, origin)
-  return restored.state, restored.step, origin
+  return restored.state, restored.step, restored.meta.get("base", {})
 
 
 def _save(checkpoints, task: Task, seed: int, meta: dict, train_state) -> None:

@@ -6,7 +6,6 @@ sample, and a resumed run does not need the file.
 """
 
 import filecmp
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -118,21 +117,93 @@ def check(config, workdir) -> None:
   """Refuses, before anything is written, an autoencoder that cannot be had.
 
   Raises:
-    UserError: the file is missing, damaged, of another model, or not the one that the base's
-      latents came from.
+    UserError: the base of a fine-tune knows other latents; or a file that is needed is missing,
+      damaged or of another model.
   """
   if not any(name in config.stages for name in ("dgt", "dct", "dit")):
     return
-  base = _base(config)
-  theirs = base and configs.from_json((base / "config.json").read_text(encoding="utf-8"))
-  if base and pretrained(theirs) != pretrained(config):
-    raise UserError(
-      f"init_from={config.init_from} knows the latents of {_words(theirs)}, and this recipe has "
-      f"{_words(config)}; take a recipe with the same autoencoder."
-    )
-  if not pretrained(config):
+  if source := run_of(config.get("init_from", "")):
+    theirs = configs.from_json((source / "config.json").read_text(encoding="utf-8"))
+    if pretrained(theirs) != pretrained(config):
+      raise UserError(
+        f"init_from={config.init_from} knows the latents of {_words(theirs)}, and this recipe has "
+        f"{_words(config)}; take a recipe with the same autoencoder."
+      )
+  if pretrained(config):
+    _check_file(config, pathlib.Path(workdir) / COPY)
+  elif (folder := donor(config)) and not Checkpoints(pathlib.Path(workdir) / "dvae").steps():
+    _check_dvae(config, folder)
+
+
+def adopt(config, workdir) -> None:
+  """Copies what others trained into the workdir: a file, or the DVAE of a fine-tune's base."""
+  workdir = pathlib.Path(workdir)
+  if pretrained(config):
+    if jax.process_index() == 0 and not (workdir / COPY).exists():
+      half = (workdir / COPY).with_suffix(".tmp")
+      shutil.copyfile(_file(config), half)
+      half.rename(workdir / COPY)
+  elif folder := donor(config):
+    _adopt_dvae(config, folder, workdir / "dvae")
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("autoencoder taken over")
+
+
+def run_of(init_from: str) -> pathlib.Path | None:
+  """The workdir of ours that `init_from` is, or that the stage's folder it names lies in."""
+  path = pathlib.Path(init_from).expanduser()
+  folders = (path, path.parent) if init_from and path.is_dir() else ()
+  return next((folder for folder in folders if (folder / "config.json").exists()), None)
+
+
+def donor(config) -> pathlib.Path | None:
+  """The folder of the DVAE that the base was trained on, where the base is a run of ours."""
+  workdir = run_of(config.get("init_from", ""))
+  if workdir is None or "dvae" not in config or not Checkpoints(workdir / "dvae").steps():
+    return None
+  return workdir / "dvae"
+
+
+def _adopt_dvae(config, folder: pathlib.Path, target: pathlib.Path) -> None:
+  """Copies the newest checkpoint of a DVAE, whose latents alone the base knows."""
+  if Checkpoints(target).steps():
     return
-  copy, source = pathlib.Path(workdir) / COPY, _source(config)
+  step = _check_dvae(config, folder)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("dvae chosen")  # all have seen that there is none
+  if jax.process_index() == 0:
+    target.mkdir(exist_ok=True)
+    half = target / "adopted.tmp"
+    shutil.rmtree(half, ignore_errors=True)  # of a run killed here
+    shutil.copytree(folder / str(step), half)
+    half.rename(target / str(step))
+    print(f"[dvae] taken over from {folder / str(step)}: the base knows its latents", flush=True)
+
+
+def _check_dvae(config, folder: pathlib.Path) -> int:
+  """The step of a base's DVAE, if this recipe could have trained it; all processes call it."""
+  checkpoints = Checkpoints(folder)
+  step = checkpoints.whole()
+  if step is None:
+    raise UserError(f"every checkpoint in {folder}, the base's DVAE, is damaged; put back a copy.")
+  old = configs.from_json(checkpoints.read_meta(step)["config"])
+  model = lambda c: {"dvae": {"model": c.dvae.model}, "data": {"image_size": c.data.image_size}}
+  if found := configs.resume_differences(model(old), model(config)):
+    raise UserError(
+      f"the DVAE of init_from={config.init_from} is another one, stored -> wanted: "
+      f"{'; '.join(found[:5])}; set its values in the recipe."
+    )
+  if step < config.dvae.total_steps:
+    raise UserError(
+      f"the DVAE of init_from={config.init_from} is at step {step}; set dvae.total_steps={step}, "
+      f"which now is {config.dvae.total_steps}, or train it to its end."
+    )
+  return step
+
+
+def _check_file(config, copy: pathlib.Path) -> None:
+  """Refuses the file of Stable Diffusion's autoencoder, unless it is what the run stands on."""
+  source, base = _file(config), run_of(config.get("init_from", ""))
   if not copy.exists():
     if not source:
       raise UserError(
@@ -141,45 +212,22 @@ def check(config, workdir) -> None:
       )
     _read(config, source)
   for known in (copy, *([base / COPY] if base else [])):
-    if source and source.exists() and known.exists():
-      _refuse_other(known, source)
+    if source and source.exists() and known.exists() and not filecmp.cmp(known, source, False):
+      raise UserError(
+        f"sd_vae.path={source} is not the autoencoder in {known}, whose latents this run stands "
+        "on; give that one, or none."
+      )
 
 
-def adopt(config, workdir) -> None:
-  """Copies the file into the workdir, unless it is there."""
-  copy = pathlib.Path(workdir) / COPY
-  if pretrained(config) and jax.process_index() == 0 and not copy.exists():
-    half = copy.with_suffix(".tmp")
-    shutil.copyfile(_source(config), half)
-    os.replace(half, copy)
-  if pretrained(config) and jax.process_count() > 1:
-    multihost_utils.sync_global_devices("autoencoder copied")
+def _file(config) -> pathlib.Path | None:
+  """The file to copy: the recipe's, or that of the base."""
+  base = run_of(config.get("init_from", ""))
+  path = config.sd_vae.path or (base / COPY if base else "")
+  return pathlib.Path(path).expanduser() if path else None
 
 
 def _words(config) -> str:
   return "Stable Diffusion's autoencoder (sd_vae)" if pretrained(config) else "a DVAE of its own"
-
-
-def _base(config) -> pathlib.Path | None:
-  """The workdir of ours that a fine-tune starts from, if it is one."""
-  path = pathlib.Path(config.get("init_from", ""))
-  folders = (path, path.parent) if config.get("init_from", "") else ()
-  return next((folder for folder in folders if (folder / "config.json").exists()), None)
-
-
-def _source(config) -> pathlib.Path | None:
-  """The file to copy: the recipe's, or that of the base."""
-  base = _base(config)
-  path = config.sd_vae.path or (base / COPY if base else "")
-  return pathlib.Path(path) if path else None
-
-
-def _refuse_other(known: pathlib.Path, source: pathlib.Path) -> None:
-  if not filecmp.cmp(known, source, shallow=False):
-    raise UserError(
-      f"sd_vae.path={source} is not the autoencoder in {known}, whose latents this run stands on; "
-      "give that one, or none."
-    )
 
 
 def _read(config, path: pathlib.Path) -> dict:

@@ -6,13 +6,14 @@ import pathlib
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit
-from dit_jax.tasks import sizes
+from dit_jax.tasks import labels, sizes
 from dit_jax.weights import ours
 
 LABELS = ("num_classes", "tiers", "fusion")  # tables are made anew by rule
 ADDED = ("affine", "gamma")  # parameters, which base.fit has rules for
 MEANS = ("attention", "remat", "dtype")  # how it is computed; ProAttention learns to follow dense
 FREE = (*LABELS, *ADDED, *MEANS, "parent", "name")
+PROCESS = ("schedule", "prediction")  # of the diffusion: what the outputs mean
 PRESET = ("depth", "refine_depth", "width", "num_heads", "patch")  # what a variant stands for
 
 
@@ -33,16 +34,33 @@ def refuse_other(config, stage: str, path: pathlib.Path, facts: dict) -> None:
     return
   wanted = sizes.TRANSFORMERS[stage].make_model(config, sizes.latent_meta(config))
   names = [field.name for field in dataclasses.fields(wanted) if field.name not in FREE]
-  found = [
-    f"{_place(config, stage, name)}: {getattr(theirs, name)!r} -> {getattr(wanted, name)!r}"
-    for name in names
-    if getattr(theirs, name) != getattr(wanted, name)
+  pairs = [
+    (_place(config, stage, name), getattr(theirs, name), getattr(wanted, name)) for name in names
   ]
+  if "config" in facts and "diffusion" in config[stage]:
+    old, new = configs.from_json(facts["config"])[stage].diffusion, config[stage].diffusion
+    pairs += [(f"{stage}.diffusion.{name}", old[name], new[name]) for name in PROCESS]
+  found = [f"{place}: {old!r} -> {new!r}" for place, old, new in pairs if old != new]
   if found:
     raise UserError(
       f"init_from={path} computes another function than this recipe's model, stored -> wanted: "
       f"{'; '.join(found[:5])}; set the stored values in the recipe, or choose another base."
     )
+
+
+def same_labels(config, stage: str, meta: dict, facts: dict) -> bool:
+  """Whether rows of a base's label tables mean what they mean here, where their sizes agree.
+
+  Args:
+    config: the recipe.
+    stage: that starts from the base.
+    meta: the facts of its latents.
+    facts: of the base; a file says nothing of its classes, and is trusted.
+  """
+  if "classes" not in facts:
+    return True
+  theirs, ours_ = configs.from_json(facts["config"])[stage], config[stage]
+  return labels.meaning(theirs, facts) == labels.meaning(ours_, meta)
 
 
 def _stated(stage: str, path: pathlib.Path, facts: dict):

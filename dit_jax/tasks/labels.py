@@ -42,6 +42,13 @@ def drop(block, meta: dict, label_drop: float) -> Drop:
   return Drop(tree(block, meta), p_drop=settings["p_drop"], p_null=settings["p_null"])
 
 
+def meaning(block, meta: dict) -> tuple:
+  """What the rows of a stage's label tables stand for; equal for tables that can be exchanged."""
+  settings = _settings(block)
+  null = settings["p_null"] > 0 or settings["fusion"] == "none"
+  return settings["fusion"], null, meta["classes"]
+
+
 def tiered(config) -> bool:
   """Whether any stage of a recipe has tiers."""
   return any(_settings(config[name])["fusion"] != "none" for name in _stages(config))
