@@ -25,7 +25,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import autoencoder, base, labels, sizes
+from dit_jax.tasks import autoencoder, base, dct, hrig, labels, sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
@@ -52,6 +52,9 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   if not (workdir / "config.json").exists():
     source = sources.open_source(config.data, "train")
     source[0]  # what cannot be read is refused before we write
+    for name in names:
+      if name in ("dct", "dit"):
+        hrig.check(config, name, dct.make_process(config[name].diffusion))
     if labels.tiered(config):
       labels.check_classes(source.classes)
   autoencoder.check(config, workdir)

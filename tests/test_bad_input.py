@@ -220,6 +220,23 @@ def test_recipes_that_do_not_fit(here, capsys, compiles, field, told):
   assert compiles == []
 
 
+@pytest.mark.parametrize(
+  ("field", "told"),
+  [
+    ("data.holdout=0", "dct.hrig.enabled needs held-out images"),
+    ("data.holdout=9", "the split 'heldout' is empty with data.holdout=9"),
+    ("dct.hrig.depth=0", "dct.hrig.depth=0 must be 1 or more"),
+    ("dct.hrig.snr=1e9", "no step of the schedule is that clear"),
+  ],
+)
+def test_hrig_that_could_not_be_measured(here, capsys, field, told):
+  """Known before the stages that its own builds on are trained for days."""
+  before = contents(here)
+  words = training("--config.dct.hrig.enabled=True", f"--config.{field}")
+  assert told in refused(capsys, "main", *words)
+  assert contents(here) == before
+
+
 def test_a_superclass_that_the_folder_lacks(here, capsys):
   words = training("--config.data.source=folder", "--config.data.only=('bird',)")
   assert "no superclass of this set; did you mean 'birds'" in refused(capsys, "main", *words)

@@ -56,6 +56,18 @@ class Attached:
     return lambda x: jnp.where(coarse, 0.0, structure.project(x, grains, self.factors))
 
 
+def enabled(block) -> bool:
+  """Whether a stage's block asks for HRIG."""
+  return block.get("hrig", {}).get("enabled", False)
+
+
+def check(config, name: str, process: Process) -> None:
+  """Raises UserError where a stage's HRIG has no time to act at, or no image to be measured on."""
+  if enabled(config[name]):
+    hrig.window_times(process.schedule, config[name].hrig.snr, 1)
+    sources.open_source(config.data, "heldout")  # small classes may have no n-th image
+
+
 def attach(block, process: Process, meta: dict) -> Attached | None:
   """HRIG as a stage's block asks for it; None without `hrig` or with hrig.enabled=False.
 
@@ -67,7 +79,7 @@ def attach(block, process: Process, meta: dict) -> Attached | None:
   Raises:
     UserError: a number out of range.
   """
-  if not block.get("hrig", {}).get("enabled", False):
+  if not enabled(block):
     return None
   fields = {k: v for k, v in block.hrig.items() if k not in ("enabled", "depth")}
   model = LatentEnhancer(depth=block.hrig.depth)
