@@ -27,6 +27,7 @@ from dit_jax.weights import (
   diffusers_folder,
   dit,
   files,
+  limits,
   ours,
   rename,
   sd_vae,
@@ -108,15 +109,26 @@ def _period_gap(fields: dict, leaves: dict, theirs: float) -> str:
 
 def shapes(model: str, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
   """Every leaf of a model by path."""
+  like = jax.ShapeDtypeStruct  # no array is made
   if model == "dit":
     net = dit_model.DiT(**fields)
-    arguments = jnp.zeros((1, *net.grid, net.z_channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    z = like((1, *net.grid, net.z_channels), jnp.float32)
+    arguments = z, like((1,), jnp.float32), like((1,), jnp.int32)
   elif model == "sd-vae":
     net = vae_model.AutoencoderKL(**fields)
-    arguments = (jnp.zeros((1, net.factor, net.factor, 3)),)
+    arguments = (like((1, net.factor, net.factor, 3), jnp.float32),)
   else:
     raise ValueError(f"unknown {model=}")
   return trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"])
+
+
+def _shapes_of(path, model: str, fields: dict, arrays: dict) -> dict[str, jax.ShapeDtypeStruct]:
+  """`shapes` of the model that a file says it is of, once its arrays bear that out."""
+  try:
+    limits.check(model, fields, arrays)
+    return shapes(model, fields)
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+    raise limits.no_model(path, e) from e
 
 
 def _told_period() -> dict:
@@ -131,11 +143,7 @@ def _positions(fields: dict) -> dict:
 
 def _read_ours(path):
   model, fields, leaves = ours.load(path)
-  try:
-    wanted = shapes(model, fields)
-  except (TypeError, ValueError) as e:
-    raise UserError(f"{path} is of no model that can be made here ({e}); convert it again.") from e
-  rename.check_leaves(leaves, wanted)
+  rename.check_leaves(leaves, _shapes_of(path, model, fields, leaves))
   return model, fields, leaves
 
 
@@ -149,13 +157,15 @@ def _read_dit(path):
   else:
     arrays = torch_file.load(path, dit.CHECKPOINT_KEYS)
   fields = dit.fields(arrays, _HEADS.value) | _told_period()
-  if fields["num_heads"] is None and fields["width"] not in HEADS:
+  if fields["num_heads"] is None:
+    fields["num_heads"] = HEADS.get(fields["width"])
+  if fields["num_heads"] is None:
     raise UserError(
       f"{path} has width {fields['width']}, which is not a published one ({sorted(HEADS)}); give "
       "--num_heads."
     )
-  fields["num_heads"] = fields["num_heads"] or HEADS[fields["width"]]
-  return "dit", fields, rename.to_ours(dit.rows(fields), arrays, shapes("dit", fields))
+  wanted = _shapes_of(path, "dit", fields, arrays)
+  return "dit", fields, rename.to_ours(dit.rows(fields), arrays, wanted)
 
 
 def _write_dit(path, model: str, fields: dict, leaves: dict) -> None:
@@ -171,7 +181,8 @@ def _write_dit(path, model: str, fields: dict, leaves: dict) -> None:
 def _read_diffusers_dit(path):
   config, arrays = diffusers_folder.load(path)
   fields = diffusers_dit.fields(config) | _told_period()
-  rows, wanted = diffusers_dit.rows(fields), shapes("dit", fields)
+  wanted = _shapes_of(path, "dit", fields, arrays)
+  rows = diffusers_dit.rows(fields)
   return "dit", fields, rename.to_ours(rows, arrays, wanted, _positions(fields))
 
 
@@ -183,8 +194,8 @@ def _write_diffusers_dit(path, model: str, fields: dict, leaves: dict) -> None:
 def _read_sd_vae(path):
   config, arrays = diffusers_folder.load(path)
   fields = sd_vae.fields(config, conv.num_groups)
-  rows, wanted = sd_vae.rows(fields), shapes("sd-vae", fields)
-  return "sd-vae", fields, rename.to_ours(rows, sd_vae.modern(arrays), wanted)
+  wanted = _shapes_of(path, "sd-vae", fields, arrays)
+  return "sd-vae", fields, rename.to_ours(sd_vae.rows(fields), sd_vae.modern(arrays), wanted)
 
 
 def _write_sd_vae(path, model: str, fields: dict, leaves: dict) -> None:

@@ -218,6 +218,20 @@ def rewrite(folder: pathlib.Path, config: dict, arrays: dict) -> None:
   files.save_safetensors(folder / KEYS, arrays, {"format": "pt"})
 
 
+def test_shards_are_not_read_and_that_is_said(folder, made, capsys):
+  path, _, _ = folder
+  (path / f"{KEYS}.index.json").write_text("{}")
+  (path / KEYS).rename(path / KEYS.replace(".safe", "-00001-of-00002.safe"))
+  line = refusal(capsys, "diffusers-dit", "ours", path, made / "c.safetensors")
+  assert "several files (shards), which are not read; save them in one" in line
+
+
+def test_a_refused_source_leaves_no_folder(made, capsys):
+  before = sorted(made.iterdir())
+  refusal(capsys, "dit", "ours", made / "absent.pt", made / "new" / "deep" / "c.safetensors")
+  assert sorted(made.iterdir()) == before
+
+
 def test_copies_that_differ_are_refused(folder, made, capsys):
   path, config, arrays = folder
   for name in ("timestep_embedder.linear_2.bias", "class_embedder.embedding_table.weight"):

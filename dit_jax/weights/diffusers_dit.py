@@ -83,8 +83,8 @@ def fields(config: dict) -> dict:
       raise ValueError(f"out_channels={config['out_channels']}")
     return dict(
       depth=int(config["num_layers"]),
-      width=heads * int(config["attention_head_dim"]),
       num_heads=heads,
+      width=heads * int(config["attention_head_dim"]),
       patch=int(config["patch_size"]),
       grid=(side, side),
       z_channels=z_channels,
@@ -92,7 +92,7 @@ def fields(config: dict) -> dict:
       learn_sigma=outputs == 2,
       max_period=MAX_PERIOD,
     )
-  except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+  except (ArithmeticError, KeyError, TypeError, ValueError) as e:
     raise UserError(f"config.json lacks a field of {CLASSES[0]} or has a wrong one ({e}).") from e
 
 

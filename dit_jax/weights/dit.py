@@ -53,7 +53,9 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
     cells = arrays["pos_embed"].shape[1]
     labels = arrays["y_embedder.embedding_table.weight"].shape[0]
     outputs = arrays["final_layer.linear.weight"].shape[0] / (patch**2 * z_channels)
-  except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
+    numbers = [key.split(".")[1] for key in arrays if key.startswith("blocks.")]
+    depth = 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
+  except (ArithmeticError, KeyError, ValueError, IndexError) as e:
     raise UserError(
       f"these are not the weights of a DiT as its authors publish them ({e}); check --from."
     ) from e
@@ -63,9 +65,8 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
       f"these weights have {cells} positions and {outputs:g} outputs a channel; expected a square "
       "grid and one output, or two with a learned variance."
     )
-  numbers = [key.split(".")[1] for key in arrays if key.startswith("blocks.")]
   return dict(
-    depth=1 + max((int(n) for n in numbers if n.isdigit()), default=-1),
+    depth=depth,
     width=width,
     num_heads=num_heads,
     patch=patch,
