@@ -7,7 +7,7 @@ from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.models import dit
 from dit_jax.tasks import labels, sizes
-from dit_jax.weights import ours
+from dit_jax.weights import limits, ours
 
 LABELS = ("num_classes", "tiers", "fusion")  # tables are made anew by rule
 ADDED = ("affine", "gamma")  # parameters, which base.fit has rules for
@@ -76,9 +76,7 @@ def _stated(stage: str, path: pathlib.Path, facts: dict):
   try:
     return dit.DiT(**fields)
   except (TypeError, ValueError) as e:
-    raise UserError(
-      f"init_from={path} is of no model that can be made here ({e}); convert it again."
-    ) from e
+    raise limits.no_model(f"init_from={path}", e) from e
 
 
 def _place(config, stage: str, name: str) -> str:
