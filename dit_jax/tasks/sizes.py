@@ -260,17 +260,21 @@ def _transformer(config, name, meta, rows):
   def frozen():
     return {} if name == "dgt" else {"dvae": autoencoder.shapes(config)}  # for previews
 
-  init = lambda key: model.init(key, *inputs())
-  if name != "dgt" and (
-    attached := hrig.attach(config[name], dct.make_process(config[name].diffusion), meta)
-  ):
+  init, attached = lambda key: model.init(key, *inputs()), None
+  if name != "dgt":
+    attached = hrig.attach(config[name], dct.make_process(config[name].diffusion), meta)
+  if attached is not None:
     init = attached.extend(init)
-  return (
-    init,
-    forward,
-    lambda params, frozen: jnp.sum(forward(params).astype(jnp.float32)),
-    frozen,
-  )
+
+  def loss(params, frozen):
+    out = forward(params).astype(jnp.float32)
+    if attached is None:
+      return jnp.sum(out)
+    z, t, *_ = inputs()
+    x0_hat = out[..., : z.shape[-1]]  # whatever is predicted: what follows costs the same
+    return jnp.sum(out) + attached.rule.loss(params["hrig"], z, x0_hat, z, t, rows)[0]
+
+  return init, forward, loss, frozen
 
 
 def _kept_bytes(loss, params, frozen) -> int:
