@@ -5,12 +5,14 @@ import json
 import pathlib
 
 import chex
+import for_tpu
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_dit as ref
 import pytest
 import tiny_images
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dit_jax.core import config as configs
 from dit_jax.core import rng
@@ -117,6 +119,82 @@ def test_the_correction_of_a_checkpoint():
   assert np.abs(got - x0).max() > 0.01
   np.testing.assert_allclose(low, 0, atol=1e-5)
   assert np.abs(one - x0).max() > 0.01
+
+
+GRAINS = {"one": [4], "two": [4, 8]}
+
+
+def planted(factors, rows=17):
+  """(config, meta, loss, content, rows) where the error vanishes at strength 0.4.
+
+  Every image is flat, of its own value, but for a high band u where codes are fine; content
+  predicts the flat image, E answers with 2.5 u. Each says nonsense where the time, the noise or the
+  tokens that it is given are not the row's.
+  """
+  config, side = recipe(enabled=True), 8 * 4 // factors[-1]
+  config.sampling.microbatch = 2
+  meta = META | {"factors": factors, "regions": [side, side]}
+  draw = np.random.default_rng(0)
+  u = np.asarray(fourier_pair.high_pass(jnp.asarray(draw.normal(size=(1, 8, 8, 4)), jnp.float32)))
+  flat = draw.normal(size=(rows, 1, 1, 4)).astype(np.float32)
+  grains = draw.integers(0, len(factors), (rows, side, side)).astype(np.int32)
+  fine = grains.repeat(8 // side, 1).repeat(8 // side, 2)[..., None] == len(factors) - 1
+  mean, std = np.full((len(factors), 4), 0.3), np.full((len(factors), 4), 2.0)
+  latents = 2 * (flat + fine * u) + 0.3
+  held = {
+    "moments": np.concatenate([latents, np.full_like(latents, -60)], -1),
+    "grains": grains,
+    "label": np.arange(rows),
+    "index": draw.permutation(rows),
+  }
+  process = dct.make_process(config.dit.diffusion)
+  attached = hrig.attach(config.dit, process, meta)
+  answers = lambda params, y, z, t: fourier_pair.up(y) + 2.5 * u
+  attached = dataclasses.replace(attached, rule=dataclasses.replace(attached.rule, enhance=answers))
+  stage = dct.make_content(
+    config, "dit", META, {"mean": mean, "std": std}, dit.make_model, dit.content_fn
+  )
+  loss = dataclasses.replace(stage.loss, factors=tuple(factors), hrig=attached)
+
+  def content(params, z, model_time, label, grains, tokens):
+    t = (model_time[:, None, None, None] + 1) / 1000
+    eps = (z - process.schedule.alpha(t) * jnp.asarray(flat)[label]) / process.schedule.sigma(t)
+    if len(factors) > 1:
+      eps += 1e3 * (tokens.length != 4 * grains.sum((1, 2)))[:, None, None, None]
+    return jnp.concatenate([eps, 0 * eps], -1)
+
+  return config, loss, content, held
+
+
+@pytest.mark.parametrize("factors", GRAINS.values(), ids=GRAINS)
+def test_the_strength_measured_is_the_one_with_the_least_error(factors, monkeypatch):
+  config, loss, content, held = planted(factors)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  chosen = hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {})["hrig"]
+  assert chosen["strength"] == 0.4
+  assert chosen["error"] < 1e-4 < 0.1 < chosen["error_plain"]
+
+
+def test_the_strength_measured_does_not_depend_on_the_devices(monkeypatch):
+  config, loss, content, held = planted([4], rows=5)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  many = hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {})
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  assert hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {}) == many
+
+
+def test_the_strength_is_measured_on_several_tpus(monkeypatch):
+  """With weights on all of them; a kernel is not split by the compiler."""
+  texts = for_tpu.lower_rows(monkeypatch)
+  config, _, _, held = planted([4], rows=3)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  stage = content_of(config)
+  shapes = jax.eval_shape(stage.init, jax.random.key(0))
+  mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  hrig.measured(config, "", "dit", stage.loss, dit.content_fn(stage.model))(params, {})
+  assert "tpu_custom_call" in texts[0]
 
 
 def test_numbers_out_of_range_are_refused():
