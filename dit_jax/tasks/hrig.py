@@ -112,7 +112,8 @@ def measured(config, workdir, name: str, loss, content):
     workdir: holds the autoencoder.
     name: "dit" or "dct".
     loss: tasks.dct.DiffusionLoss, with HRIG attached.
-    content: (params, z, model_time, label, grains, tokens) -> raw output.
+    content: (params, z, model_time, label, grains, tokens) -> raw output, every row at a time of
+      its own; what is sampled with at those times.
 
   Raises:
     UserError: no image is held out.

@@ -20,8 +20,9 @@ from dit_jax.core.errors import UserError
 from dit_jax.diffusion import hrig as rule
 from dit_jax.nn import fourier_pair
 from dit_jax.nn import grains as structure
+from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dit, hrig, restored
+from dit_jax.tasks import dct, dit, hrig, latent_stage, restored
 from dit_jax.train import train_and_evaluate
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
@@ -195,6 +196,35 @@ def test_the_strength_is_measured_on_several_tpus(monkeypatch):
   params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
   hrig.measured(config, "", "dit", stage.loss, dit.content_fn(stage.model))(params, {})
   assert "tpu_custom_call" in texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+  """What the gate asks of a model."""
+
+  attention: AttentionSettings
+  clone = dataclasses.replace
+
+
+def test_the_strength_is_measured_of_what_is_sampled(monkeypatch):
+  """Dense attention at the times, row by row, at which sampling is dense."""
+  config = recipe(enabled=True)
+  stage = content_of(config)
+  attention = AttentionSettings(kind="pro", dense_snr=4.0)
+  stage = dataclasses.replace(stage, model=Transformer(attention))
+  given = []
+  monkeypatch.setattr(hrig, "measured", lambda *args: given.append(args[-1]))
+  for module, name in ((dct.autoencoder, "load"), (latent_stage, "picture_preview")):
+    monkeypatch.setattr(module, name, lambda *_: [None])
+  monkeypatch.setattr(latent_stage, "task", lambda *_, **__: None)
+  shows = lambda model: lambda params, z, *_: jnp.full_like(z, model.attention.kind == "full")
+  dct.content_task(config, "", None, "dit", stage, shows)
+  schedule = stage.loss.process.schedule
+  t = jnp.asarray(rule.window_times(schedule, 1.0, 9))
+  clear = schedule.alpha(t) ** 2 >= 4 * schedule.sigma(t) ** 2
+  assert 0 < clear.sum() < 9
+  got = given[0]({}, jnp.zeros((9, 8, 8, 4)), schedule.model_time(t), None, None, None)
+  np.testing.assert_array_equal(got[:, 0, 0, 0], clear)
 
 
 def test_numbers_out_of_range_are_refused():
