@@ -160,12 +160,17 @@ def measured(config, workdir, name: str, loss, content):
 
 
 def held_out(config, workdir, count: int) -> dict:
-  """Rows of held-out images as the latent cache would hold them, spread evenly over the split."""
+  """Rows of held-out images as the latent cache would hold them, spread evenly over the split.
+
+  Their order is the seed's: the split's is by class, and who gives them times would give each class
+  times of its own.
+  """
   source = sources.open_source(config.data, "heldout")
   vae_params, thresholds = autoencoder.load(config, workdir)
   maps = grain_maps.GrainMaps.from_record(thresholds)
   places, encode = latent_stage.encoder(config)
   take = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+  take = np.random.default_rng(config.seed).permutation(take)
   items = [source[int(i)] for i in take]
   rows = {name: np.stack([item[name] for item in items]) for name in items[0]}
   rows = latent_stage.with_grains(config, maps, rows)

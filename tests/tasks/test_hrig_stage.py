@@ -21,7 +21,7 @@ from dit_jax.diffusion import hrig as rule
 from dit_jax.nn import fourier_pair
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.sampling import generate
+from dit_jax.sampling import generate, parallel
 from dit_jax.tasks import dct, dit, hrig, latent_stage, restored
 from dit_jax.train import train_and_evaluate
 
@@ -225,6 +225,28 @@ def test_the_strength_is_measured_of_what_is_sampled(monkeypatch):
   assert 0 < clear.sum() < 9
   got = given[0]({}, jnp.zeros((9, 8, 8, 4)), schedule.model_time(t), None, None, None)
   np.testing.assert_array_equal(got[:, 0, 0, 0], clear)
+
+
+def test_held_out_images_of_all_classes_get_times_of_all_kinds(monkeypatch):
+  """Times ascend and the split goes by class, so the images are shuffled, by the seed."""
+  images = [
+    {"image": np.full((4, 4, 3), i, np.uint8), "label": np.int32(i // 10), "index": np.int32(i)}
+    for i in range(40)
+  ]
+  places = parallel.Rows(2)
+  encode = places.jit(lambda params, rows: rows["image"].mean((1, 2, 3)))
+  plain = lambda config, maps, rows: rows | {"grains": np.zeros((len(rows["image"]), 1, 1), int)}
+  monkeypatch.setattr(hrig.sources, "open_source", lambda *_: images)
+  monkeypatch.setattr(hrig.autoencoder, "load", lambda *_: ({}, None))
+  monkeypatch.setattr(hrig.grain_maps.GrainMaps, "from_record", lambda _: None)
+  monkeypatch.setattr(latent_stage, "with_grains", plain)
+  monkeypatch.setattr(latent_stage, "encoder", lambda _: (places, encode))
+  rows = hrig.held_out(recipe(), "", 20)
+  assert len(rows["index"]) == len(set(rows["index"].tolist())) == 20
+  np.testing.assert_array_equal(rows["moments"], rows["index"])
+  np.testing.assert_array_equal(rows["label"], rows["index"] // 10)
+  assert set(rows["label"][:10].tolist()) == set(rows["label"][10:].tolist()) == set(range(4))
+  np.testing.assert_array_equal(hrig.held_out(recipe(), "", 20)["index"], rows["index"])
 
 
 def test_numbers_out_of_range_are_refused():
