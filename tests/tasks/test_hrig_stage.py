@@ -270,7 +270,7 @@ def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys):
   assert chosen["strength"] in rule.STRENGTHS
   assert chosen["error"] <= chosen["error_plain"]
   assert f"[dit] hrig: strength {chosen['strength']}" in told
-  assert "of 4 held-out latents" in told
+  assert told.count("of 4 held-out latents") == 2  # before the first step, and in the save
   assert (run.models.correct_x0 is None) == (chosen["strength"] == 0)
   json.dumps(chosen)
 
