@@ -197,6 +197,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     now, pending, stopping = first, None, False
     ready = sharding.put_batch(next(batches), mesh)
     programs = _compiled(task, make_step, train_state, ready, first)
+    if task.measured is not None:  # it compiles here, not in a save that a signal asks for
+      task.measured(*stored.host((train_state.ema, train_state.frozen)))
     for now in range(first + 1, block.total_steps + 1):
       run = next(program for start, program in reversed(programs) if start < now)
       train_state, metrics = run(train_state, ready)

@@ -1,6 +1,7 @@
 """The content transformer's stage: multi-grained noise, one diffusion loss over unique codes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -203,10 +204,12 @@ def build(config, workdir, mesh) -> Task:
 
 def content_task(config, workdir, cache, name: str, content: Content, content_fn, **how) -> Task:
   """The stage on a latent cache; `how` as for latent_stage.task."""
-  gated = latent_stage.gated_content(content_fn, content.model, content.loss.process)
+  gate = functools.partial(
+    latent_stage.gated_content, content_fn, content.model, content.loss.process
+  )
   measured = None
   if content.loss.hrig is not None:
-    measured = hrig.measured(config, workdir, name, content.loss, content_fn(content.model))
+    measured = hrig.measured(config, workdir, name, content.loss, gate(own_times=True))
   return latent_stage.task(
     config,
     cache,
@@ -215,7 +218,7 @@ def content_task(config, workdir, cache, name: str, content: Content, content_fn
     phases=content.phases,
     normalizers=content.loss.normalizers,
     frozen={"dvae": autoencoder.load(config, workdir)[0]},
-    preview=latent_stage.picture_preview(config, cache, content.loss, gated),
+    preview=latent_stage.picture_preview(config, cache, content.loss, gate()),
     measured=measured,
     **how,
   )

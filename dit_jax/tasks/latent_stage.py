@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from dit_jax.core import buckets, clock
 from dit_jax.core import tree as trees
 from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.diffusion.process import spread
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate, grids, parallel
@@ -203,10 +204,15 @@ def sampling_models(
   )
 
 
-def gated_content(content_fn, model, process):
+def gated_content(content_fn, model, process, own_times: bool = False):
   """content_fn(model), dense at the steps that the model's attention.dense_snr asks for.
 
-  All rows of a sampling step share one time.
+  Args:
+    content_fn: of the stage.
+    model: of the stage.
+    process: whose noise levels decide.
+    own_times: every row has a time of its own, and the work is done twice; else all rows share one,
+      as those of a sampling step do.
   """
   content, settings = content_fn(model), model.attention
   if settings.kind == "full" or not settings.dense_snr:
@@ -218,6 +224,8 @@ def gated_content(content_fn, model, process):
 
   def gated(params, z, model_time, *rest):
     args = params, z, model_time, *rest
+    if own_times:
+      return jnp.where(spread(model_time <= edge, z), dense(*args), content(*args))
     return jax.lax.cond(model_time[0] <= edge, dense, content, *args)
 
   return gated

@@ -136,6 +136,17 @@ def test_images_of_the_autoencoder_stay_on_their_device():
   assert set(re.findall(COLLECTIVE, text)) == {"all-reduce"}
 
 
+def test_spectra_of_latents_are_taken_where_the_latents_are():
+  """HRIG's transforms, which the compiler would split over no images, gather none."""
+  c = recipe("dit_xl")
+  c.dit.model.depth = c.dit.hrig.depth = 1
+  c.dit.hrig.enabled = True
+  text = abstract.compile_step(c, "dit", CLASSES, mesh(data=8)).as_text()
+  assert set(re.findall(COLLECTIVE, text)) == {"all-reduce"}
+  spectra = re.findall(r"= c64\[(\d+),\S+ fft\(", text)
+  assert {int(rows) for rows in spectra} == {c.dit.batch_size // 8}
+
+
 @pytest.mark.parametrize("mode", slots.MODES)
 def test_assumed_images_are_as_the_recipe_says(mode):
   c = recipe()
