@@ -2,8 +2,8 @@
 
 The enhancement is periodic, so a picture is padded by reflection, every tile takes PAD pixels more
 than it gives on each side, and neighbours share at least OVERLAP pixels, across which one fades
-linearly into the other. A trunk of depth d sees 2 d + 2 pixels around each: 10 at the depth of
-docs/superres.md's figures, 34 in the recipe, which is more than PAD; the fading covers the rest.
+linearly into the other. A trunk of depth d sees 2 d + 2 pixels around each, 34 in the recipe, which
+is more than PAD; past it the fading alone hides a tile's border.
 """
 
 import itertools

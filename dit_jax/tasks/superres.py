@@ -109,6 +109,14 @@ def build(config, workdir, mesh) -> Task:
   )
 
 
+def alone(workdir) -> bool:
+  """Whether a workdir is of a recipe of this stage and no other, so that it can draw nothing."""
+  record = pathlib.Path(workdir) / "config.json"
+  if not record.exists():
+    return False
+  return tuple(configs.from_json(record.read_text(encoding="utf-8")).stages) == ("superres",)
+
+
 def restore(workdir):
   """(stage, averaged weights) of a workdir in which the stage is trained.
 
