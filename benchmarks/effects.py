@@ -1,0 +1,131 @@
+"""Records of finished runs, one small JSON each, and how a table of them reads.
+
+A record has `row`, `seed`, `on` (the factors of a cell; null where the row is no cell), `card` (of
+dit_jax.evals.fidelity), `config`, and where there are such things, the hash of its `base` and
+`hrig`, the strength that was measured.
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+
+METRICS = ("VGG-FD", "VGG-KID")  # both fall as pictures get nearer to the photos
+
+
+def as_json(config) -> dict:
+  """A recipe without the places of data and base, which say nothing of the result."""
+  from dit_jax.core import config as configs
+
+  config = configs.from_json(configs.to_json(config))
+  config.data.path = config.init_from = ""
+  return json.loads(configs.to_json(config))
+
+
+def refuse_other(path, record: dict, config) -> None:
+  """Raises UserError where a record was made by another recipe than `config`."""
+  from dit_jax.core import config as configs
+  from dit_jax.core.errors import UserError
+
+  old, new = (configs.from_json(json.dumps(x)) for x in (record["config"], as_json(config)))
+  found = configs.resume_differences(old, new)
+  if old.sampling != new.sampling:
+    found.append("sampling")
+  if found:
+    raise UserError(
+      f"{path} is of another recipe ({'; '.join(found[:3])}); move it away, or choose another "
+      "--out."
+    )
+
+
+def refuse_mixture(records: list[dict]) -> None:
+  """Raises UserError where records were scored unlike each other, or started from two bases."""
+  from dit_jax.core.errors import UserError
+  from dit_jax.evals import fidelity
+
+  names = [f"{r['row']}, seed {r['seed']}" for r in records]
+  cards = [fidelity.Card(**r["card"]) for r in records]
+  fidelity.refuse_mixture(dict(zip(names, cards, strict=True)))
+  bases = {r["base"]: name for name, r in zip(names, records, strict=True) if "base" in r}
+  if len(bases) > 1:
+    raise UserError(
+      f"the runs started from {len(bases)} bases ({'; '.join(bases.values())}): a table has one; "
+      "choose another --out, or move the older records away."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+  """What turning a factor on does to the metrics, over all cells of the others.
+
+  Attributes:
+    factor: its name.
+    by_seed: metric -> mean of the cells with it - mean of those without it, seed by seed.
+    reading: "better" or "worse" where every seed says so in every metric, and the mean VGG-FD
+      moves by what can be told apart; else "not resolved".
+  """
+
+  factor: str
+  by_seed: dict[str, list[float]]
+  reading: str
+
+
+def effects(records: list[dict], factors: tuple[str, ...], resolution: float) -> list[Effect]:
+  """The main effect of each factor.
+
+  Args:
+    records: of finished runs; rows that are no cells are passed over.
+    factors: names.
+    resolution: the least difference of VGG-FD that is one.
+  """
+  cells = [r for r in records if r["on"] is not None]
+  seeds = sorted({r["seed"] for r in cells})
+
+  def mean(metric, seed, factor, side):
+    chosen = [r for r in cells if r["seed"] == seed and (factor in r["on"]) == side]
+    return np.mean([r["card"]["metrics"][metric] for r in chosen])
+
+  found = []
+  for factor in factors:
+    by_seed = {
+      m: [float(mean(m, s, factor, True) - mean(m, s, factor, False)) for s in seeds]
+      for m in METRICS
+    }
+    every = np.concatenate(list(by_seed.values()))
+    reading = "not resolved"
+    if abs(np.mean(by_seed["VGG-FD"])) >= resolution and abs(np.sign(every).sum()) == len(every):
+      reading = "better" if every[0] < 0 else "worse"
+    found.append(Effect(factor, by_seed, reading))
+  return found
+
+
+def resolution_of(records: list[dict]) -> float:
+  """How far VGG-FD of real photos moves from one draw of them to another: the floor's range."""
+  floor = [r["card"]["metrics"]["VGG-FD"] for r in records if r["row"] == "floor"]
+  return max(floor) - min(floor)
+
+
+def print_table(records: list[dict], factors: tuple[str, ...]) -> None:
+  """Rows as mean and sd over seeds, then the effects and how they read."""
+  n = records[0]["card"]["n"]
+  print(f"\n{'n = ' + str(n):16s} seeds  {'VGG-FD':>16s}  {'VGG-KID':>16s}  HRIG's strength")
+  for name in dict.fromkeys(r["row"] for r in records):
+    rows = [r for r in records if r["row"] == name]
+    shown = []
+    for metric in METRICS:
+      x = [r["card"]["metrics"][metric] for r in rows]
+      sd = f"({np.std(x, ddof=1):.2f})" if len(x) > 1 else ""
+      shown.append(f"{np.mean(x):8.2f} {sd:>7s}")
+    strength = " ".join(f"{r['hrig']['strength']}" for r in rows if "hrig" in r)
+    print(f"{name:16s} {len(rows):5d}  {'  '.join(shown)}  {strength}")
+  resolution = resolution_of(records)
+  print(
+    f"\neffects: cells with a factor less cells without it, by seed; VGG-FD {resolution:.1f} is"
+  )
+  print("the range of the floor, and less than that is no difference")
+  for effect in effects(records, factors, resolution):
+    shown = [
+      f"{metric} " + " ".join(f"{x:+.2f}" for x in values)
+      for metric, values in effect.by_seed.items()
+    ]
+    print(f"{effect.factor:6s} {'; '.join(shown)}: {effect.reading}")

@@ -1,0 +1,66 @@
+"""EFDiT's fine-tuning on bird photos at 64 px, at a size for two CPU cores.
+
+Made for birds100: 2,999 photos, Family/Species/*.jpg, 30 families and 100 species; any folder of
+two levels will do. A base that knows birds and no names (`:base`), then a fine-tune that teaches it
+the species: tiered labels, HRIG, and ProAttention where it is asked for. Sizes and rates are ours,
+chosen for a CPU: no paper row belongs to them (the paper, arXiv 2512.05152, has no such set). Every
+5th photo of a species is held out.
+
+  python -m dit_jax.main --config=configs/efdit_birds.py:base --workdir=BASE --config.data.path=DIR
+  python -m dit_jax.main --config=configs/efdit_birds.py --workdir=NEW --config.data.path=DIR \
+      --config.init_from=BASE [--config.dit.labels.fusion=none] [--config.dit.hrig.enabled=False] \
+      [--config.dit.model.attention.kind=pro]
+
+The three overrides are the factors of the ablation, which `benchmarks/reproduce.py --paper=efdit`
+runs (docs/reproduction.md). `:tiny` and `:base,tiny` are CPU tests on emoji.
+"""
+
+import pathlib
+
+from dit_jax.core import config
+
+
+def get_config(arg=None):
+  arg = config.parse_arg(arg, tiny=False, base=False)
+  tiny, base = arg.tiny, arg.base
+  c = config.load(pathlib.Path(__file__).with_name("demo.py"), "all,tiny" if tiny else "all")
+  c.stages = ("dvae", "dit")
+  c.init_from = ""  # the base's workdir
+  c.peft = "full" if base else "efdit"
+  c.data.update(
+    source="twemoji" if tiny else "folder",
+    path="",  # root/Family/Species/*.jpg
+    classes=(100, 10) if tiny else (100, 30),
+    holdout=5,  # HRIG's strength is measured on these, and what is drawn is scored against them
+  )
+  c.latents.flip = True
+  c.sampling.update(
+    steps=4 if tiny else 12,
+    guidance=1.0 if base else 1.5,  # away from the family; without tiers, from "no class"
+    microbatch=4 if tiny else 32,  # rows of a program on one device
+  )
+
+  c.dvae.model.update(factors=(4,), encoder_mults=(1, 1, 2), decoder_mults=(1, 1, 2))
+  c.dvae.ratios = (1.0,)
+  c.dvae.total_steps = 4 if tiny else 600
+
+  c.dit = c.dct
+  del c.dit.buckets, c.dit.model.window, c.dit.model.refine_depth
+  c.dit.model.update(
+    patch=2,  # 64 tokens of the 16 x 16 latents
+    depth=2 if tiny else 6,
+    width=32 if tiny else 128,
+    num_heads=2 if tiny else 4,
+  )
+  c.dit.model.attention.pro_min_tokens = 1  # kind="pro" is forced on sequences this short
+  c.dit.labels.fusion = "none" if base else "sum"
+  c.dit.diffusion.grain_weights = (1.0,)
+  c.dit.diffusion.label_drop = 1.0 if base else 0.1  # the base is shown no class
+  c.dit.hrig.enabled = not base
+  c.dit.optim.update(name="muon" if base else "adam", lr=2e-3)
+  c.dit.batch_size = 8 if tiny else 32 if base else 16
+  c.dit.total_steps = 4 if tiny else 1_200 if base else 300
+  c.dit.ema_decay = 0.995 if base else 0.99
+  c.dit.every = dict(log=2 if tiny else 25, save=2 if tiny else 300, preview=4 if tiny else 300)
+  del c.dgt, c.dct
+  return c
