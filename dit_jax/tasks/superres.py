@@ -141,7 +141,8 @@ def alone(workdir) -> bool:
   record = pathlib.Path(workdir) / "config.json"
   if not record.exists():
     return False
-  return tuple(configs.from_json(record.read_text(encoding="utf-8")).stages) == ("superres",)
+  stages = configs.from_json(record.read_text(encoding="utf-8")).get("stages", ())
+  return tuple(stages) == ("superres",)
 
 
 def restore(workdir):
