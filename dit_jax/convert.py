@@ -6,6 +6,7 @@ python -m dit_jax.convert --from=dit --to=ours --src=DiT-XL-2-256x256.pt --dst=d
   diffusers-dit  a folder of diffusers' DiTTransformer2DModel
   sd-vae         a folder of diffusers' AutoencoderKL, as Stable Diffusion's
   ours           a .safetensors file that says what model it is of
+  run            the workdir of a trained stage `dit`, to read: its averaged weights as a plain DiT
 """
 
 import pathlib
@@ -22,6 +23,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.models import dit as dit_model
 from dit_jax.models import sd_vae as vae_model
 from dit_jax.nn import conv, embed
+from dit_jax.tasks import export
 from dit_jax.weights import (
   diffusers_dit,
   diffusers_folder,
@@ -35,13 +37,16 @@ from dit_jax.weights import (
 )
 
 MODELS = {"dit": "dit", "diffusers-dit": "dit", "sd-vae": "sd-vae"}  # by format; ours holds both
+RUN = "run"  # what is read of a workdir
 PERIODS = {"dit": dit.MAX_PERIOD, "diffusers-dit": diffusers_dit.MAX_PERIOD}  # of their own code
 # Heads as published: DiT's files do not say them. Of two sizes of one width the first is DiT's.
 HEADS = {width: heads for _, width, heads in reversed(dit_model.SIZES.values())}
 
 FLAGS = flags.FlagValues()
 _FORMATS = (*MODELS, "ours")
-_FROM = flags.DEFINE_enum("from", None, _FORMATS, "Format of the source.", flag_values=FLAGS)
+_FROM = flags.DEFINE_enum(
+  "from", None, (*_FORMATS, RUN), "Format of the source.", flag_values=FLAGS
+)
 _TO = flags.DEFINE_enum("to", None, _FORMATS, "Format to write.", flag_values=FLAGS)
 _SRC = flags.DEFINE_string("src", "", "File or folder to read.", flag_values=FLAGS)
 _DST = flags.DEFINE_string("dst", "", "New file or folder.", flag_values=FLAGS)
@@ -66,7 +71,7 @@ def main():
     raise UserError(f"--num_heads goes with --from=dit; a {source} source says its own.")
   if _PERIOD.value is not None and source not in PERIODS:
     raise UserError(f"--max_period goes with --from={' or '.join(PERIODS)}, not {source}.")
-  _check_pair(MODELS.get(source), target)
+  _check_pair((MODELS | {RUN: "dit"}).get(source), target)
   with files.new_path(dst) as new:
     model, fields, leaves = READ[source](pathlib.Path(_SRC.value))
     _check_pair(model, target)
@@ -141,10 +146,25 @@ def _positions(fields: dict) -> dict:
   return {diffusers_dit.POSITIONS: embed.sincos_table(rows, cols, fields["width"])}
 
 
+def _is_rounded(leaf: np.ndarray, value: np.ndarray) -> bool:
+  """Whether a leaf is a fixed value in bfloat16, as the frozen base of a fine-tune may hold it."""
+  leaf, short = leaf.astype(np.float32), leaf.astype(jnp.bfloat16).astype(np.float32)
+  gap = rename.FIXED_GAP + float(jnp.finfo(jnp.bfloat16).eps) / 2 * np.abs(value)
+  return np.array_equal(leaf, short) and bool((np.abs(leaf - value) <= gap).all())
+
+
 def _read_ours(path):
   model, fields, leaves = ours.load(path)
   rename.check_leaves(leaves, _shapes_of(path, model, fields, leaves))
   return model, fields, leaves
+
+
+def _read_run(path):
+  fields, leaves, notes = export.load(path)
+  rename.check_leaves(leaves, shapes("dit", fields))
+  for note in notes:
+    print(f"note: {note}", file=sys.stderr)
+  return "dit", fields, leaves
 
 
 def _write_ours(path, model: str, fields: dict, leaves: dict) -> None:
@@ -187,7 +207,10 @@ def _read_diffusers_dit(path):
 
 
 def _write_diffusers_dit(path, model: str, fields: dict, leaves: dict) -> None:
-  arrays = rename.to_theirs(diffusers_dit.rows(fields), leaves, _positions(fields))
+  fixed = _positions(fields)
+  if all(_is_rounded(leaves[name], value) for name, value in fixed.items()):
+    leaves = leaves | fixed
+  arrays = rename.to_theirs(diffusers_dit.rows(fields), leaves, fixed)
   diffusers_folder.save(path, diffusers_dit.config(fields), arrays)
 
 
@@ -204,6 +227,7 @@ def _write_sd_vae(path, model: str, fields: dict, leaves: dict) -> None:
 
 
 READ = {
+  RUN: _read_run,
   "ours": _read_ours,
   "dit": _read_dit,
   "diffusers-dit": _read_diffusers_dit,

@@ -4,67 +4,22 @@ import filecmp
 import pathlib
 import shutil
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_images
-from jax.nn import initializers
+from tiny_sd_vae import RECIPES, SIZE, VAE, fine_tune, recipe, write_dit, write_vae
 
 from dit_jax import train
 from dit_jax.core import config as configs
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import latents
-from dit_jax.models import dit, sd_vae
+from dit_jax.models import sd_vae
 from dit_jax.sampling import generate
 from dit_jax.tasks import autoencoder, restored
 from dit_jax.training import peft
 from dit_jax.training.checkpoint import Checkpoints
-from dit_jax.weights import ours
-
-RECIPES = pathlib.Path(__file__).resolve().parents[1] / "configs"
-VAE = dict(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, scaling_factor=0.25)
-DIT = dict(depth=1, width=32, num_heads=2, patch=2)  # as the tiny recipe's
-SIZE = 32
-
-
-def write_vae(path, seed=0, **fields):
-  model = sd_vae.AutoencoderKL(**VAE | fields)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-  draw, leaves = initializers.normal(0.1), trees.flatten(shapes)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  arrays = {n: np.asarray(draw(k, s.shape)) for k, (n, s) in zip(keys, leaves.items(), strict=True)}
-  ours.save(path, "sd-vae", VAE | fields, arrays)
-  return path
-
-
-def write_dit(path):
-  fields = DIT | dict(grid=(16, 16), z_channels=4, num_classes=7)
-  inputs = jnp.zeros((1, 16, 16, 4)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
-  params = dit.DiT(**fields).init(jax.random.key(1), *inputs)["params"]
-  ours.save(path, "dit", fields, {n: np.asarray(x) for n, x in trees.flatten(params).items()})
-  return path
-
-
-def recipe(images, path=""):
-  config = configs.load(RECIPES / "dit_xl.py", "tiny,sd_vae")
-  config.data.update(path=str(images), source="folder", image_size=SIZE, workers=0)
-  config.data.update(holdout=3, classes=(4, 2))
-  config.sd_vae.path = str(path)
-  config.sd_vae.model.update(VAE)
-  config.dit.model.update(DIT)
-  config.dit.total_steps = 2
-  return config
-
-
-def fine_tune(images, base, **block):
-  """What efdit_inat.py changes of its base, on small sizes."""
-  config, want = recipe(images), configs.load(RECIPES / "efdit_inat.py")
-  config.init_from, config.peft, config.frozen_dtype = str(base), want.peft, want.frozen_dtype
-  config.dit.labels, config.dit.hrig = want.dit.labels, want.dit.hrig
-  config.sd_vae.update(block)
-  return config
 
 
 @pytest.fixture(scope="module")
