@@ -57,7 +57,7 @@ def get_config(arg=None):
   c.dit.diffusion.grain_weights = (1.0,)
   c.dit.diffusion.label_drop = 1.0 if base else 0.1  # the base is shown no class
   c.dit.hrig.enabled = not base
-  c.dit.optim.update(name="muon" if base else "adam", lr=2e-3)
+  c.dit.optim.update(name="muon" if base else "adam", lr=2e-3 if base else 1e-2)
   c.dit.batch_size = 8 if tiny else 32 if base else 16
   c.dit.total_steps = 4 if tiny else 1_200 if base else 300
   c.dit.ema_decay = 0.995 if base else 0.99
