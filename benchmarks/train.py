@@ -45,11 +45,7 @@ def main() -> None:
     print("torch is not installed: no PyTorch row")
     kinds.remove("torch")
   peak = matmul_rate(cpu)
-  head = dict(
-    date=str(datetime.date.today()),
-    device=jax.devices()[0].device_kind,
-    devices=jax.device_count(),
-    versions={n: importlib.metadata.version(n) for n in ("jax", "flax", "torch") if _has(n)},
+  head = machine() | dict(
     variant=args.variant,
     batch=args.batch,
     image_size=args.image_size,
@@ -63,6 +59,18 @@ def main() -> None:
       run.close()
   if args.out:
     pathlib.Path(args.out).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def machine() -> dict:
+  """The day, the devices and the versions that a table was made with."""
+  import jax
+
+  return dict(
+    date=str(datetime.date.today()),
+    device=jax.devices()[0].device_kind,
+    devices=jax.device_count(),
+    versions={n: importlib.metadata.version(n) for n in ("jax", "flax", "torch") if _has(n)},
+  )
 
 
 def start(kind: str, args, folder: pathlib.Path, cpu: bool):
@@ -88,9 +96,6 @@ class Ours:
   """The real train step of dit or dct, fed by the real loader from a cache of random latents."""
 
   def __init__(self, kind: str, args, folder: pathlib.Path, cpu: bool):
-    import jax
-    import jax.numpy as jnp
-
     from dit_jax.tasks import abstract, sizes
     from dit_jax.training import memory, sharding
 
@@ -104,10 +109,7 @@ class Ours:
     self.program = prepared.step.compile(prepared.state, prepared.batch)
     self.facts["compile_s"] = time.monotonic() - begin
     self.facts["memory_bytes"] = memory.needed(self.program)
-    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
-    places = jax.tree.map(lambda s: s.sharding, prepared.state)
-    born = jax.jit(prepared.init, out_shardings=places)
-    self.state = born(jax.random.key(0), zeros(prepared.state.frozen))
+    self.state = born(prepared, {})
     self.ready, self.waited = self._next(), 0.0
     self.facts["optimizer_s"] = optimizer_seconds(c[name], self.state)
 
@@ -177,6 +179,16 @@ class Torch:
     pass
 
 
+def born(prepared, frozen: dict):
+  """A state of prepared shapes; what `frozen` lacks, which only previews read, is zeros."""
+  import jax
+  import jax.numpy as jnp
+
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), prepared.state.frozen)
+  places = jax.tree.map(lambda s: s.sharding, prepared.state)
+  return jax.jit(prepared.init, out_shardings=places)(jax.random.key(0), zeros | frozen)
+
+
 def work(c, meta, shared, mesh) -> dict:
   """Ideal FLOPs of an image's training step, and the padding over them."""
   from dit_jax.tasks import abstract, dct, padding, sizes
@@ -234,15 +246,21 @@ def optimizer_seconds(block, train_state) -> float:
   return statistics.median(times)
 
 
-def alternate(runs: dict, args, peak: float) -> list[dict]:
-  """All kinds in turn; prints and returns a row of each."""
+def in_turn(runs: dict, repeats: int, steps: int) -> dict[str, list]:
+  """What `turn` says of a step of each, A B A B ..., after one step of each that does not count."""
   for run in runs.values():
     run.turn(1)
     run.waited = 0.0
   times = {kind: [] for kind in runs}
-  for _ in range(args.repeats):
+  for _ in range(repeats):
     for kind, run in runs.items():
-      times[kind].append(run.turn(args.steps) / args.steps)
+      times[kind].append(run.turn(steps) / steps)
+  return times
+
+
+def alternate(runs: dict, args, peak: float) -> list[dict]:
+  """All kinds in turn; prints and returns a row of each."""
+  times = in_turn(runs, args.repeats, args.steps)
   print("kind      img/s     MFU   ms/step  padding   GiB  wait %  optimizer %  compile s  to dit")
   rows, first = [], statistics.median(times[next(iter(runs))])
   for kind, run in runs.items():

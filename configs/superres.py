@@ -6,6 +6,7 @@ bicubic on the degradation trained on; benchmarks/superres.py measures it (docs/
   python -m dit_jax.main --config=configs/superres.py --workdir=DIR --config.data.path=IMAGES
 
   python -m dit_jax.sample --workdir=ANOTHER --superres=DIR   # doubles what the other one draws
+  python -m dit_jax.sample --workdir=DIR --superres --images=photo.jpg --out=large.png
 
 `:tiny` is a CPU test on emoji.
 """

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from dit_jax.core import cli
@@ -26,6 +27,7 @@ from dit_jax.weights import (
   diffusers_folder,
   dit,
   files,
+  limits,
   ours,
   rename,
   sd_vae,
@@ -33,6 +35,7 @@ from dit_jax.weights import (
 )
 
 MODELS = {"dit": "dit", "diffusers-dit": "dit", "sd-vae": "sd-vae"}  # by format; ours holds both
+PERIODS = {"dit": dit.MAX_PERIOD, "diffusers-dit": diffusers_dit.MAX_PERIOD}  # of their own code
 # Heads as published: DiT's files do not say them. Of two sizes of one width the first is DiT's.
 HEADS = {width: heads for _, width, heads in reversed(dit_model.SIZES.values())}
 
@@ -45,6 +48,13 @@ _DST = flags.DEFINE_string("dst", "", "New file or folder.", flag_values=FLAGS)
 _HEADS = flags.DEFINE_integer(
   "num_heads", None, "Of --from=dit, where its width is not a published one.", flag_values=FLAGS
 )
+_PERIOD = flags.DEFINE_float(
+  "max_period",
+  None,
+  "Of a DiT from another format: the period of the timestep that its weights were trained under, "
+  "where the format's own code has another; 10000 for facebook/DiT-XL-2-256 of diffusers.",
+  flag_values=FLAGS,
+)
 
 
 def main():
@@ -54,6 +64,8 @@ def main():
   source, target, dst = _FROM.value, _TO.value, pathlib.Path(_DST.value)
   if _HEADS.value is not None and source != "dit":
     raise UserError(f"--num_heads goes with --from=dit; a {source} source says its own.")
+  if _PERIOD.value is not None and source not in PERIODS:
+    raise UserError(f"--max_period goes with --from={' or '.join(PERIODS)}, not {source}.")
   _check_pair(MODELS.get(source), target)
   with files.new_path(dst) as new:
     model, fields, leaves = READ[source](pathlib.Path(_SRC.value))
@@ -61,6 +73,8 @@ def main():
     WRITE[target](new, model, fields, leaves)
   if target == "diffusers-dit" and dst.name == "transformer":
     diffusers_folder.complete_pipeline(dst.parent, diffusers_dit.SCHEDULER)
+  if target in PERIODS and (gap := _period_gap(fields, leaves, PERIODS[target])):
+    print(f"warning: {dst}: {gap}", file=sys.stderr)
   print(f"{dst}: {model}, {trees.count(leaves):,} parameters, {fields}", file=sys.stderr)
 
 
@@ -69,17 +83,56 @@ def _check_pair(model: str | None, target: str) -> None:
     raise UserError(f"The source is a {model}, which --to={target} cannot hold; see --help.")
 
 
+def _period_gap(fields: dict, leaves: dict, theirs: float) -> str:
+  """What a format whose model computes with the period `theirs` changes; "" for nothing.
+
+  Measured on the timestep's embedding, at every step of DiT's chain.
+  """
+  period = fields.get("max_period", embed.MAX_PERIOD)
+  if period == theirs:
+    return ""
+  t = jnp.arange(diffusers_dit.SCHEDULER["num_train_timesteps"], dtype=jnp.float32)
+  mlp = {
+    name: {kind: leaves[f"time/{name}/{kind}"].astype(np.float32) for kind in ("kernel", "bias")}
+    for name in ("in", "out")
+  }
+  ours_then, theirs_then = (
+    embed.TimestepEmbedder(fields["width"], max_period=x).apply({"params": mlp}, t)
+    for x in (period, theirs)
+  )
+  return (
+    f"the model has max_period={period} and this format's own code computes with {theirs}; its "
+    f"timestep embedding will differ by up to {np.abs(ours_then - theirs_then).max():.2g} (its "
+    f"deviation is {ours_then.std():.2g}); see docs/convert.md"
+  )
+
+
 def shapes(model: str, fields: dict) -> dict[str, jax.ShapeDtypeStruct]:
   """Every leaf of a model by path."""
+  like = jax.ShapeDtypeStruct  # no array is made
   if model == "dit":
     net = dit_model.DiT(**fields)
-    arguments = jnp.zeros((1, *net.grid, net.z_channels)), jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    z = like((1, *net.grid, net.z_channels), jnp.float32)
+    arguments = z, like((1,), jnp.float32), like((1,), jnp.int32)
   elif model == "sd-vae":
     net = vae_model.AutoencoderKL(**fields)
-    arguments = (jnp.zeros((1, net.factor, net.factor, 3)),)
+    arguments = (like((1, net.factor, net.factor, 3), jnp.float32),)
   else:
     raise ValueError(f"unknown {model=}")
   return trees.flatten(jax.eval_shape(net.init, jax.random.key(0), *arguments)["params"])
+
+
+def _shapes_of(path, model: str, fields: dict, arrays: dict) -> dict[str, jax.ShapeDtypeStruct]:
+  """`shapes` of the model that a file says it is of, once its arrays bear that out."""
+  try:
+    limits.check(model, fields, arrays)
+    return shapes(model, fields)
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+    raise limits.no_model(path, e) from e
+
+
+def _told_period() -> dict:
+  return {} if _PERIOD.value is None else {"max_period": _PERIOD.value}
 
 
 def _positions(fields: dict) -> dict:
@@ -90,11 +143,7 @@ def _positions(fields: dict) -> dict:
 
 def _read_ours(path):
   model, fields, leaves = ours.load(path)
-  try:
-    wanted = shapes(model, fields)
-  except (TypeError, ValueError) as e:
-    raise UserError(f"{path} is of no model that can be made here ({e}); convert it again.") from e
-  rename.check_leaves(leaves, wanted)
+  rename.check_leaves(leaves, _shapes_of(path, model, fields, leaves))
   return model, fields, leaves
 
 
@@ -107,14 +156,16 @@ def _read_dit(path):
     arrays = files.load_safetensors(path)[0]
   else:
     arrays = torch_file.load(path, dit.CHECKPOINT_KEYS)
-  fields = dit.fields(arrays, _HEADS.value)
-  if fields["num_heads"] is None and fields["width"] not in HEADS:
+  fields = dit.fields(arrays, _HEADS.value) | _told_period()
+  if fields["num_heads"] is None:
+    fields["num_heads"] = HEADS.get(fields["width"])
+  if fields["num_heads"] is None:
     raise UserError(
       f"{path} has width {fields['width']}, which is not a published one ({sorted(HEADS)}); give "
       "--num_heads."
     )
-  fields["num_heads"] = fields["num_heads"] or HEADS[fields["width"]]
-  return "dit", fields, rename.to_ours(dit.rows(fields), arrays, shapes("dit", fields))
+  wanted = _shapes_of(path, "dit", fields, arrays)
+  return "dit", fields, rename.to_ours(dit.rows(fields), arrays, wanted)
 
 
 def _write_dit(path, model: str, fields: dict, leaves: dict) -> None:
@@ -129,8 +180,9 @@ def _write_dit(path, model: str, fields: dict, leaves: dict) -> None:
 
 def _read_diffusers_dit(path):
   config, arrays = diffusers_folder.load(path)
-  fields = diffusers_dit.fields(config)
-  rows, wanted = diffusers_dit.rows(fields), shapes("dit", fields)
+  fields = diffusers_dit.fields(config) | _told_period()
+  wanted = _shapes_of(path, "dit", fields, arrays)
+  rows = diffusers_dit.rows(fields)
   return "dit", fields, rename.to_ours(rows, arrays, wanted, _positions(fields))
 
 
@@ -142,8 +194,8 @@ def _write_diffusers_dit(path, model: str, fields: dict, leaves: dict) -> None:
 def _read_sd_vae(path):
   config, arrays = diffusers_folder.load(path)
   fields = sd_vae.fields(config, conv.num_groups)
-  rows, wanted = sd_vae.rows(fields), shapes("sd-vae", fields)
-  return "sd-vae", fields, rename.to_ours(rows, sd_vae.modern(arrays), wanted)
+  wanted = _shapes_of(path, "sd-vae", fields, arrays)
+  return "sd-vae", fields, rename.to_ours(sd_vae.rows(fields), sd_vae.modern(arrays), wanted)
 
 
 def _write_sd_vae(path, model: str, fields: dict, leaves: dict) -> None:

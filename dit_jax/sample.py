@@ -2,6 +2,10 @@
 
 Reads the checkpoints alone: no recipe is needed and none is executed. Picture j of a class depends
 on the seed, the class and j, not on --num, --batch, the other classes or the number of devices.
+
+  python -m dit_jax.sample --workdir=DIR --superres --images=photo.jpg --out=large.png
+
+draws nothing: it doubles a picture, or those of a folder, by the stage superres of the workdir.
 """
 
 import functools
@@ -15,7 +19,7 @@ from absl import flags
 from dit_jax.core import cli
 from dit_jax.core.errors import UserError
 from dit_jax.sampling import generate, grain_source, grids, superres
-from dit_jax.tasks import restored
+from dit_jax.tasks import doubled, restored
 from dit_jax.tasks import superres as superres_task
 
 FLAGS = flags.FlagValues()
@@ -59,19 +63,33 @@ _SUPERRES = flags.DEFINE_flag(
   ),
   FLAGS,
 )
+_IMAGES = flags.DEFINE_string(
+  "images",
+  None,
+  "With --superres: double this picture, or those of this folder, into --out; draw none.",
+  flag_values=FLAGS,
+)
 _OUT = flags.DEFINE_string("out", "", "Default: samples.png in the workdir.", flag_values=FLAGS)
 _NPZ = flags.DEFINE_string("npz", "", "Also uint8 arrays here (arr_0).", flag_values=FLAGS)
 
 
 def main():
+  if _IMAGES.value is not None:
+    _double()
+    return
   if not _WORKDIR.value:
     raise UserError("--workdir=DIR is needed: the folder of a trained run.")
+  if superres_task.alone(_WORKDIR.value):
+    raise UserError(
+      f"--workdir={_WORKDIR.value} has the stage superres alone, which draws nothing; double "
+      "pictures, --superres --images=FILE --out=FILE, or give the --workdir of a run that draws."
+    )
   kind, image_path = grain_source.parse(_GRAIN.value)
   out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples.png")
   for name, path in (("out", out), ("npz", pathlib.Path(_NPZ.value or out))):
     _refuse_unwritable(name, path)
+  enlarged = _enlarged()
   run = restored.load(_WORKDIR.value, _STEP.value)
-  enlarged = _enlarged(_SUPERRES.value)
   labels, names = _labels(run, _CLASSES.value)
   settings = run.settings(
     steps=_STEPS.value,
@@ -110,13 +128,43 @@ def main():
   )
 
 
-def _enlarged(superres_of: str | None):
+def _double() -> None:
+  """Doubles the pictures of --images."""
+  wanted = f"--images={_IMAGES.value}"
+  if (workdir := _superres_workdir()) is None:
+    raise UserError(f"{wanted} gives pictures to double; add --superres, or leave it out.")
+  used = ("workdir", "superres", "images", "out")
+  if idle := [f"--{name}" for name in FLAGS if FLAGS[name].present and name not in used]:
+    raise UserError(f"{wanted} doubles pictures and draws none; leave out {', '.join(idle)}.")
+  files = doubled.plan(_IMAGES.value, _OUT.value)
+  for target in files.values():
+    _refuse_unwritable("out", target)
+  skipped = doubled.write(files, workdir)
+  for name, reason in skipped.items():
+    _say(f"skipped {name}, which cannot be read ({reason})")
+  _say(f"{len(files) - len(skipped)} of {len(files)} pictures doubled: {_OUT.value}")
+
+
+def _enlarged():
   """What --superres makes of pictures; without it they stay as they are."""
-  if superres_of in (None, "false"):
+  if (workdir := _superres_workdir()) is None:
     return lambda images: images
-  workdir = _WORKDIR.value if superres_of == "true" else superres_of
   stage, params = superres_task.restore(workdir)
   return functools.partial(superres.Doubler(stage.enhance), params)
+
+
+def _superres_workdir() -> str | None:
+  """Where the stage that --superres asks for was trained, None without the flag."""
+  if _SUPERRES.value in (None, "false"):
+    return None
+  if _SUPERRES.value != "true":
+    return _SUPERRES.value
+  if not _WORKDIR.value or not (pathlib.Path(_WORKDIR.value) / "superres").exists():
+    raise UserError(
+      f"--superres alone takes the stage superres of --workdir={_WORKDIR.value}, which has none; "
+      "train configs/superres.py and give its folder, --superres=DIR."
+    )
+  return _WORKDIR.value
 
 
 def _refuse_unwritable(name: str, path: pathlib.Path) -> None:

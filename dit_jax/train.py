@@ -25,7 +25,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import base, labels, sizes
+from dit_jax.tasks import autoencoder, base, dct, hrig, labels, sizes
 from dit_jax.tasks.task import Task
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
@@ -52,14 +52,19 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
   if not (workdir / "config.json").exists():
     source = sources.open_source(config.data, "train")
     source[0]  # what cannot be read is refused before we write
+    for name in names:
+      if name in ("dct", "dit"):
+        hrig.check(config, name, dct.make_process(config[name].diffusion))
     if labels.tiered(config):
       labels.check_classes(source.classes)
+  autoencoder.check(config, workdir)
   base.check(config, names, workdir)
   on_latents = [name for name in names if name not in ("dvae", "superres")]
-  if on_latents and "dvae" not in names and not base.donor(config):
+  trained = "dvae" in names or autoencoder.pretrained(config) or autoencoder.donor(config)
+  if on_latents and not trained:
     check_dvae(config, workdir, on_latents[0])
   claim(workdir, config)
-  base.adopt(config, workdir)
+  autoencoder.adopt(config, workdir)
   if jax.config.jax_compilation_cache_dir is None:  # so that a restart compiles nothing again
     jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
   for name in names:
@@ -192,6 +197,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
     now, pending, stopping = first, None, False
     ready = sharding.put_batch(next(batches), mesh)
     programs = _compiled(task, make_step, train_state, ready, first)
+    if task.measured is not None:  # it compiles here, not in a save that a signal asks for
+      task.measured(*stored.host((train_state.ema, train_state.frozen)))
     for now in range(first + 1, block.total_steps + 1):
       run = next(program for start, program in reversed(programs) if start < now)
       train_state, metrics = run(train_state, ready)
@@ -260,7 +267,7 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
   if restored is None:
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
     places = jax.tree.map(lambda s: s.sharding, abstract)
-    found = base.start(config, task.name, abstract.params, abstract.frozen)
+    found = base.start(config, task.name, abstract.params, abstract.frozen, task.meta)
     for line in found.report:
       _say(line)
     # Through the host: an array of one device cannot be put on those of other processes.
@@ -275,9 +282,7 @@ def _born_or_restored(task: Task, tx, checkpoints, config, mesh):
       f"stage {task.name} was trained on other data ({'; '.join(changed)}); go back to that data, "
       "or choose a new workdir."
     )
-  origin = restored.meta.get("base", {})
-  base.refuse_other(config, task.name, origin)
-  return restored.state, restored.step, origin
+  return restored.state, restored.step, restored.meta.get("base", {})
 
 
 def _save(checkpoints, task: Task, seed: int, meta: dict, train_state) -> None:

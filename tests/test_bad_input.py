@@ -181,6 +181,7 @@ FIELDS = [  # of a recipe whose first stage could be trained before the last one
   ("dct.diffusion.prediction=eps", "predict 'flow'"),
   ("dct.diffusion.loss=mean", "loss kind 'mean'"),
   ("dct.diffusion.label_drop=1.5", "dct.diffusion.label_drop=1.5 must be 0 to 1"),
+  ("dct.diffusion.label_drop=0.0", "guidance=2.0 leads away from a coarser label"),
   ("dct.optim.name=sgd", "optim.name='sgd' is unknown"),
   ("dct.optim.warmup_steps=4", "warmup_steps=4 leaves nothing"),
   ("dct.total_steps=0", "dct.total_steps=0 must be 1 or more"),
@@ -217,6 +218,23 @@ def test_recipes_that_do_not_fit(here, capsys, compiles, field, told):
   assert told in refused(capsys, "main", *training(f"--config.{field}"))
   assert contents(here) == before
   assert compiles == []
+
+
+@pytest.mark.parametrize(
+  ("field", "told"),
+  [
+    ("data.holdout=0", "dct.hrig.enabled needs held-out images"),
+    ("data.holdout=9", "the split 'heldout' is empty with data.holdout=9"),
+    ("dct.hrig.depth=0", "dct.hrig.depth=0 must be 1 or more"),
+    ("dct.hrig.snr=1e9", "no step of the schedule is that clear"),
+  ],
+)
+def test_hrig_that_could_not_be_measured(here, capsys, field, told):
+  """Known before the stages that its own builds on are trained for days."""
+  before = contents(here)
+  words = training("--config.dct.hrig.enabled=True", f"--config.{field}")
+  assert told in refused(capsys, "main", *words)
+  assert contents(here) == before
 
 
 def test_a_superclass_that_the_folder_lacks(here, capsys):

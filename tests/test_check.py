@@ -79,19 +79,28 @@ def test_training_costs_three_times_the_forward_pass(large):
   assert dvae["train"] > 3 * dvae["forward"]  # LPIPS and the critic are part of its loss
 
 
-def test_a_fine_tune_trains_little_and_spares_the_gradients_of_the_rest():
-  """DiT-XL/2, FineDiffusion: 489,632 biases, 131,328 of norms, 1,152 a row of the label table.
-
-  Matrices have their inputs' gradient alone: two products for one of the forward pass.
-  """
-  words = (f"--config={FOLDER / 'dit_xl.py'}", "--config.stages=('dit',)")
+@pytest.mark.parametrize("fusion", ["sum", "swap"])
+@pytest.mark.parametrize(
+  ("name", "count", "classes"), [("inat", 12_153_632, 10_011), ("vegfru", 986_144, 317)]
+)
+def test_counts_of_fine_diffusion_are_as_published(name, count, classes, fusion):
+  """DiT-XL/2: 489,632 biases, 131,328 of norms, 1,152 a class and a superclass."""
+  words = (f"--config={FOLDER / f'efdit_{name}.py'}", f"--config.dit.labels.fusion={fusion}")
   facts = json.loads(told(*words, "--config.peft=finediffusion", "--json"))
-  assert facts["trainable"] == 489_632 + 131_328 + (facts["classes"]["children"] + 1) * 1152
+  assert sum(facts["classes"][kind] for kind in ("children", "superclasses")) == classes
+  assert facts["trainable"] == count == 489_632 + 131_328 + classes * 1152
+
+
+def test_a_fine_tune_spares_the_gradients_and_the_optimizer_of_the_rest():
+  """Matrices have their inputs' gradient alone: two products for one of the forward pass."""
+  words = (f"--config={FOLDER / 'efdit_vegfru.py'}", "--config.frozen_dtype=float32")
+  facts = json.loads(told(*words, "--json"))
   cost = facts["flops_per_image"]["dit"]
   assert cost["train"] <= 0.75 * 3 * cost["forward"]
   frozen = facts["params"]["dit"] - facts["trainable"]
   state = 16 * facts["trainable"] + 4 * frozen
-  assert facts["bytes_per_device"]["state"] == pytest.approx(state, rel=0.15)  # and the DVAE
+  autoencoder = 4 * 83_653_863
+  assert facts["bytes_per_device"]["state"] == pytest.approx(state + autoencoder, rel=0.01)
 
 
 def test_the_text_tells_what_is_trained():

@@ -22,10 +22,13 @@ DIT = dict(
   z_channels=4,
   num_classes=5,
   learn_sigma=True,
+  max_period=10_000.0,
 )
+THEIR_PERIOD = 10_000.0 ** (128 / 127)  # diffusers'
 VAE = dict(
   block_out_channels=(16, 32, 32), layers_per_block=1, latent_channels=4, scaling_factor=0.5
 )
+TIME = ("in/kernel", "in/bias", "out/kernel", "out/bias")
 EVEN_VAE = VAE | dict(block_out_channels=(32, 32))  # diffusers has one number of groups
 KEYS = "diffusion_pytorch_model.safetensors"
 
@@ -83,9 +86,9 @@ def content(path: pathlib.Path) -> dict[str, bytes]:
   ],
 )
 def test_round_trips_are_exact(made, model, form, name):
-  heads = ("--num_heads=2",) if form == "dit" else ()
+  told = {"dit": ["--num_heads=2"], "diffusers-dit": ["--max_period=10000"]}.get(form, [])
   run("ours", form, made / f"{model}.safetensors", made / "x" / name)
-  run(form, "ours", made / "x" / name, made / "back.safetensors", *heads)
+  run(form, "ours", made / "x" / name, made / "back.safetensors", *told)
   run("ours", form, made / "back.safetensors", made / "y" / name)
   assert content(made / "back.safetensors") == content(made / f"{model}.safetensors")
   assert content(made / "x" / name) == content(made / "y" / name)
@@ -120,6 +123,52 @@ def test_the_null_class_is_the_last_row(made):
   tables += [x for name, x in content(made / "b").items() if "embedding_table" in name]
   assert len(tables) == 1 + DIT["depth"]
   assert all(x.endswith(last) for x in tables)
+
+
+def test_a_format_has_the_period_that_its_own_code_computes_with(made):
+  """Unless one is told, which a chain of conversions keeps."""
+  run("ours", "dit", made / "dit.safetensors", made / "a.pt")
+  run("dit", "diffusers-dit", made / "a.pt", made / "b", "--num_heads=2")
+  for form, path, told, want in (
+    ("dit", "a.pt", ("--num_heads=2",), 10_000.0),
+    ("dit", "a.pt", ("--num_heads=2", f"--max_period={THEIR_PERIOD!r}"), THEIR_PERIOD),
+    ("diffusers-dit", "b", (), THEIR_PERIOD),
+    ("diffusers-dit", "b", ("--max_period=10000",), 10_000.0),
+  ):
+    run(form, "ours", made / path, made / "c.safetensors", *told)
+    assert ours.load(made / "c.safetensors")[1]["max_period"] == want
+    (made / "c.safetensors").unlink()
+
+
+def test_a_format_that_computes_with_another_period_is_told_and_by_how_much(leaves, made, capsys):
+  run("ours", "diffusers-dit", made / "dit.safetensors", made / "a")
+  warning, said = capsys.readouterr().err.splitlines()
+  assert f"max_period=10000.0 and this format's own code computes with {THEIR_PERIOD}" in warning
+  p = {name: leaves["dit"][f"time/{name}"].astype(float) for name in TIME}
+  powers, t = np.arange(128) / 128, np.arange(1000)[:, None]
+  both = []
+  for period in (10_000.0, THEIR_PERIOD):
+    angles = t * period**-powers
+    h = np.concatenate([np.cos(angles), np.sin(angles)], 1) @ p["in/kernel"] + p["in/bias"]
+    both.append(h / (1 + np.exp(-h)) @ p["out/kernel"] + p["out/bias"])
+  gap, deviation = np.abs(both[0] - both[1]).max(), both[0].std()
+  assert f"up to {gap:.2g} (its deviation is {deviation:.2g})" in warning
+  run("ours", "dit", made / "dit.safetensors", made / "a.pt")
+  run("diffusers-dit", "diffusers-dit", made / "a", made / "same")
+  run("diffusers-dit", "dit", made / "a", made / "told.pt", "--max_period=10000")
+  run("ours", "sd-vae", made / "sd-vae.safetensors", made / "vae")
+  assert "warning" not in said + capsys.readouterr().err
+  run("diffusers-dit", "dit", made / "a", made / "b.pt")
+  assert f"max_period={THEIR_PERIOD} and" in capsys.readouterr().err
+
+
+def test_a_file_from_before_there_was_a_period_has_that_of_dit(leaves, made, capsys):
+  fields = {name: x for name, x in DIT.items() if name != "max_period"}
+  ours.save(made / "old.safetensors", "dit", fields, leaves["dit"])
+  run("ours", "dit", made / "old.safetensors", made / "a.pt")
+  assert "warning" not in capsys.readouterr().err
+  run("ours", "diffusers-dit", made / "old.safetensors", made / "b")
+  assert "warning: " in capsys.readouterr().err
 
 
 def test_a_trained_position_table_fits_its_authors_format_alone(leaves, made, capsys):
@@ -167,6 +216,20 @@ def folder(made):
 def rewrite(folder: pathlib.Path, config: dict, arrays: dict) -> None:
   (folder / "config.json").write_text(json.dumps(config))
   files.save_safetensors(folder / KEYS, arrays, {"format": "pt"})
+
+
+def test_shards_are_not_read_and_that_is_said(folder, made, capsys):
+  path, _, _ = folder
+  (path / f"{KEYS}.index.json").write_text("{}")
+  (path / KEYS).rename(path / KEYS.replace(".safe", "-00001-of-00002.safe"))
+  line = refusal(capsys, "diffusers-dit", "ours", path, made / "c.safetensors")
+  assert "several files (shards), which are not read; save them in one" in line
+
+
+def test_a_refused_source_leaves_no_folder(made, capsys):
+  before = sorted(made.iterdir())
+  refusal(capsys, "dit", "ours", made / "absent.pt", made / "new" / "deep" / "c.safetensors")
+  assert sorted(made.iterdir()) == before
 
 
 def test_copies_that_differ_are_refused(folder, made, capsys):
@@ -316,10 +379,15 @@ def test_the_line_is_checked_first(made, capsys):
     (("dit", "ours", "", dst), "--src is needed"),
     (("ours", "dit", src, dst, "--num_heads=2"), "--num_heads goes with --from=dit"),
     (("nonsense", "ours", src, dst), "nonsense"),
+    (("ours", "dit", src, dst, "--max_period=9"), "--max_period goes with --from=dit or diffusers"),
   ):
     assert message in refusal(capsys, *words)
   run("ours", "dit", src, made / "a.pt")
   assert "give --num_heads" in refusal(capsys, "dit", "ours", made / "a.pt", dst)
+  told = ("--num_heads=2", "--max_period=1")
+  assert "max_period=1.0 must be above 1" in refusal(
+    capsys, "dit", "ours", made / "a.pt", dst, *told
+  )
   assert "num_heads=5" in refusal(capsys, "dit", "ours", made / "a.pt", dst, "--num_heads=5")
   assert "not the weights of a DiT" in refusal(capsys, "dit", "ours", src, dst)
   assert not dst.exists()

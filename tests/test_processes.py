@@ -82,6 +82,24 @@ def test_flags_that_do_not_fit_start_nothing(tmp_path, capsys, flags):
 
 
 @pytest.mark.all
+def test_two_processes_fine_tune_what_two_have_trained(setting, tmp_path):
+  """The DVAE is taken over once, by one of them, while the other waits."""
+  recipe, environment, straight = setting
+  config = configs.from_json((recipe.parent / "recipe.json").read_text())
+  config.init_from, config.peft, config.frozen_dtype = str(straight), "finediffusion", "bfloat16"
+  tuned = recipe.parent / "tuned.py"
+  tuned.write_text(recipe.read_text().replace("recipe.json", "tuned.json"))
+  (recipe.parent / "tuned.json").write_text(configs.to_json(config))
+  pair = Pair(tuned, tmp_path / "run", environment)
+  pair.finish()
+  assert pair.told().count("[dvae] taken over from") == 1
+  for stage in ("dgt", "dct"):
+    assert e2e.last(tmp_path / "run", stage)[0] == STEPS
+  dvae = lambda workdir: e2e.last(workdir, "dvae")
+  e2e.assert_bit_equal(dvae(tmp_path / "run"), dvae(straight))
+
+
+@pytest.mark.all
 @pytest.mark.parametrize(("dies", "stage"), [(1, "dct"), (0, "dgt")])
 def test_a_dead_process_ends_the_other_and_both_resume(setting, tmp_path, capsys, dies, stage):
   recipe, environment, straight = setting

@@ -60,6 +60,15 @@ def workdir(tmp_path_factory, images):
 
 
 @pytest.fixture(scope="module")
+def superres_workdir(tmp_path_factory, images):
+  """Of the recipe of the stage alone."""
+  folder = tmp_path_factory.mktemp("run") / "superres"
+  recipe = f"--config={ROOT / 'configs' / 'superres.py'}:tiny"
+  command("main", recipe, f"--workdir={folder}", f"--config.data.path={images}")
+  return folder
+
+
+@pytest.fixture(scope="module")
 def compiled_once():
   """Calls of `sample` with equal settings share their programs, which get the weights by value."""
   real, made = generate.Generator, {}
@@ -176,12 +185,10 @@ def test_the_map_of_a_picture(draw, workdir, tmp_path):
   np.testing.assert_array_equal(entropy.grain_map(entropy.region_entropy(picture, 8), taus), want)
 
 
-def test_superres_doubles_what_is_drawn(draw, everything, images, tmp_path):
+def test_superres_doubles_what_is_drawn(draw, everything, superres_workdir):
   """The pictures of the run, through the stage of another workdir, trained by the real command."""
-  recipe, folder = f"--config={ROOT / 'configs' / 'superres.py'}:tiny", tmp_path / "superres"
-  command("main", recipe, f"--workdir={folder}", f"--config.data.path={images}")
-  got, _, grid = draw(f"--superres={folder}")
-  stage, params = superres.restore(folder)
+  got, _, grid = draw(f"--superres={superres_workdir}")
+  stage, params = superres.restore(superres_workdir)
   plain = everything["arr_0"][::3]
   np.testing.assert_array_equal(got["arr_0"], Doubler(stage.enhance)(params, plain))
   assert got["arr_0"].shape == (4, 2 * SIZE, 2 * SIZE, 3)
@@ -189,6 +196,86 @@ def test_superres_doubles_what_is_drawn(draw, everything, images, tmp_path):
   back = got["arr_0"].reshape(4, SIZE, 2, SIZE, 2, 3).mean((2, 4))
   assert np.abs(back - plain).mean() < 20
   np.testing.assert_array_equal(draw("--nosuperres")[0]["arr_0"], plain)
+
+
+def test_a_workdir_that_has_the_stage_doubles_what_it_draws(
+  draw, everything, workdir, superres_workdir, tmp_path
+):
+  both = tmp_path / "both"
+  both.mkdir()
+  for name in ("config.json", "dvae", "dgt", "dct"):
+    (both / name).symlink_to(workdir / name)
+  (both / "superres").symlink_to(superres_workdir / "superres")
+  got, _, _ = draw(f"--workdir={both}", "--superres", "--classes=gull")
+  stage, params = superres.restore(superres_workdir)
+  want = Doubler(stage.enhance)(params, everything["arr_0"][[3]])
+  np.testing.assert_array_equal(got["arr_0"], want)
+
+
+def sample_pictures(*words: str) -> None:
+  cli.run(sample.main, sample.FLAGS, ["sample", *words])
+
+
+def test_pictures_of_ones_own_are_doubled_by_the_stage_alone(superres_workdir, tmp_path, capsys):
+  """Every readable picture of a folder, of any size; nothing is drawn, nothing else written."""
+  draw, mine = np.random.default_rng(0), tmp_path / "mine"
+  shapes = {"wide.png": (20, 70), "tall.bmp": (150, 33), "dot.png": (1, 1)}
+  pictures = {
+    name: draw.integers(0, 256, (*shape, 3)).astype(np.uint8) for name, shape in shapes.items()
+  }
+  mine.mkdir()
+  for name, picture in pictures.items():
+    Image.fromarray(picture).save(mine / name)
+  (mine / "torn.jpg").write_bytes(b"no picture")
+  (mine / "notes.txt").write_text("no picture either")
+  stage, params = superres.restore(superres_workdir)
+  double = Doubler(stage.enhance)
+  sample_pictures(f"--superres={superres_workdir}", f"--images={mine}", f"--out={tmp_path / 'out'}")
+  told = capsys.readouterr().err
+  assert "skipped torn.jpg, which cannot be read (UnidentifiedImageError" in told
+  assert f"3 of 4 pictures doubled: {tmp_path / 'out'}" in told
+  want = {name.split(".")[0] + ".png" for name in pictures}
+  assert {path.name for path in (tmp_path / "out").iterdir()} == want
+  for name, picture in pictures.items():
+    with Image.open(tmp_path / "out" / f"{name.split('.')[0]}.png") as large:
+      np.testing.assert_array_equal(np.asarray(large), double(params, picture[None])[0])
+  one, out = mine / "tall.bmp", tmp_path / "new" / "one.png"
+  sample_pictures(f"--workdir={superres_workdir}", "--superres", f"--images={one}", f"--out={out}")
+  assert out.read_bytes() == (tmp_path / "out" / "tall.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+  ("words", "told"),
+  [
+    (["--workdir={superres}"], "has the stage superres alone, which draws nothing; double"),
+    (["--workdir={superres}", "--superres"], "has the stage superres alone, which draws nothing"),
+    (["--workdir={superres}", "--images={png}"], "add --superres, or leave it out"),
+    (["--superres", "--images={png}"], "which has none; train configs/superres.py"),
+    (
+      ["--superres={superres}", "--images={png}", "--num=2", "--npz=a.npz"],
+      "doubles pictures and draws none; leave out --num, --npz",
+    ),
+    (["--superres={superres}", "--images={png}", "--out="], "--out= must name a .png file"),
+    (["--superres={superres}", "--images={png}/no"], "/no does not exist"),
+    (["--superres=nowhere", "--images={png}"], "nowhere/superres; train first"),
+    (["--superres={superres}", "--images={torn}"], "the picture torn.png cannot be read"),
+    (
+      ["--superres={superres}", "--images={png}", "--out={png}/a.png"],
+      "cannot be written; name a file",
+    ),
+  ],
+  ids=str,
+)
+def test_what_cannot_be_doubled_is_one_line(superres_workdir, tmp_path, capsys, words, told):
+  places = dict(superres=superres_workdir, png=tmp_path / "a.png", torn=tmp_path / "torn.png")
+  Image.new("RGB", (4, 4)).save(places["png"])
+  places["torn"].write_bytes(places["png"].read_bytes()[:40])
+  before = set(tmp_path.iterdir())
+  with pytest.raises(SystemExit) as stop:
+    sample_pictures(f"--out={tmp_path / 'large.png'}", *(word.format(**places) for word in words))
+  err = capsys.readouterr().err
+  assert (stop.value.code, err.count("\n"), set(tmp_path.iterdir())) == (2, 1, before)
+  assert told in err
 
 
 def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
@@ -209,7 +296,7 @@ def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
     (["--steps=0"], "steps=0 must be at least 1"),
     (["--guidance=nan"], "guidance=nan must be a number"),
     (["--grain=entropy-of:none.png"], "--grain=entropy-of:none.png cannot be read"),
-    (["--superres"], "superres; train first"),
+    (["--superres"], "which has none; train configs/superres.py and give its folder"),
     (["--superres=nowhere"], "nowhere/superres; train first"),
   ],
   ids=str,
@@ -242,8 +329,8 @@ def test_a_model_without_classes_draws_the_null_class():
 
 
 def test_another_dvae_than_the_stage_was_trained_on_is_refused(workdir, monkeypatch):
-  real = restored.latent_stage.dvae_params
-  other = lambda folder: jax.tree.map(lambda x: x + 1e-3, real(folder))
-  monkeypatch.setattr(restored.latent_stage, "dvae_params", other)
+  real = restored.autoencoder.load
+  other = lambda *args: (jax.tree.map(lambda x: x + 1e-3, real(*args)[0]), real(*args)[1])
+  monkeypatch.setattr(restored.autoencoder, "load", other)
   with pytest.raises(UserError, match="is not the one that the stage dct was trained on"):
     restored.load(workdir)

@@ -23,6 +23,7 @@ MAY_CHANGE = (
   r"sharding",
   r"sampling(\..*)?",
   r"data\.path",
+  r"sd_vae\.path",  # the workdir has a copy
   r"(.*\.)?remat",
   r"(.*\.)?attention\.dense_snr",
   r"(.*\.)?every(\..*)?",
@@ -39,6 +40,7 @@ ADDED = {
   r".*\.labels\.fusion": "none",
   r".*\.labels\.p_drop": 0.1,
   r".*\.labels\.p_null": 0.0,
+  r".*\.model\.max_period": 10_000.0,
   r".*\.hrig\.enabled": False,
   r".*\.hrig\..*": ...,  # none of it counts where it is not enabled
 }

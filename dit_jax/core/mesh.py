@@ -4,6 +4,7 @@
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import AxisType
@@ -37,3 +38,23 @@ def pin_rows(x: Array) -> Array:
   """
   axes = dividing(BATCH_AXES, x.shape[0])
   return x if axes is None else jax.lax.with_sharding_constraint(x, P(axes))
+
+
+def by_rows(fn: Callable[[Array], Array]) -> Callable[[Array], Array]:
+  """`fn` of each device's own rows: for what the compiler splits over no rows, such as an FFT.
+
+  Left alone, it would gather the rows of all devices on every one of them.
+
+  Args:
+    fn: [b, ...] -> [b, ...], each row by itself; b is any number of rows.
+  """
+
+  def own(x):
+    axes = dividing(BATCH_AXES, x.shape[0])
+    if axes is None:
+      return fn(x)
+    free = set(free_axes())
+    own_rows = dict(in_specs=P(axes), out_specs=P(axes), axis_names=free, check_vma=False)
+    return jax.shard_map(fn, **own_rows)(x)
+
+  return own

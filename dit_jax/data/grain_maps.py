@@ -70,6 +70,11 @@ class GrainMaps:
     return {**batch, "grains": np.stack(maps).astype(np.int32)}
 
 
+def one_grain(region: int) -> dict:
+  """The record of maps with one grain, which need no image."""
+  return {"function": FUNCTION, "region": region, "taus": [], "fractions": [1.0]}
+
+
 def measure(
   source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = 20_000
 ) -> GrainMaps:
@@ -86,9 +91,7 @@ def measure(
     UserError: the file at `path` was made from other data, sizes or ratios.
   """
   if len(ratios) == 1:  # one grain: nothing to measure
-    return GrainMaps(
-      (), region, {"function": FUNCTION, "region": region, "taus": [], "fractions": [1.0]}
-    )
+    return GrainMaps((), region, one_grain(region))
   count = min(len(source), max_images)
   want = {
     "function": FUNCTION,

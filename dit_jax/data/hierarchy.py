@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import difflib
 import itertools
+import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
@@ -155,7 +156,11 @@ class ClassTable:
     if not isinstance(values, dict) or set(values) - {"coarser"} != set(_TWO_LEVELS):
       raise UserError(f"a saved class table must have {sorted(_TWO_LEVELS)}; the file is damaged.")
     try:
-      return cls(**values)
+      table = cls(**values)
+      for wanted, parts in ((str, table.levels), (int, table.maps)):
+        if odd := [x for x in itertools.chain(*parts) if type(x) is not wanted]:
+          raise TypeError(f"{reprlib.repr(odd[0])} is not of type {wanted.__name__}")
+      return table
     except UserError:
       raise
     except (TypeError, ValueError) as e:
@@ -168,7 +173,8 @@ class ClassTable:
       text: names separated by commas; a name with a comma is quoted as in CSV. `#3` is always the
         id of a child; anything else is, first match first, the exact name of a child, its path
         "super/sub", `all` the children, a superclass by its path or its name, or a bare number as
-        a child's id. An unconditional table knows only `all`, its label 0.
+        a child's id. A superclass may end with "/", which tells it from a child of its name and,
+        as "all/", from `all`. An unconditional table knows only `all`, its label 0.
       superclasses: whether the model can draw them; their ids are places in `nodes`.
 
     Raises:
@@ -201,10 +207,11 @@ class ClassTable:
     if item == ALL:
       return list(range(self.num_classes))
     if superclasses:
-      paths = list(itertools.chain(*map(self._full_names, range(len(self.levels)))))
-      for names in (paths, self.nodes):
-        if item in names:
-          return [names.index(item)]
+      above = range(1, len(self.levels))
+      for names_of in (self._full_names, self.levels.__getitem__):
+        names = list(itertools.chain(*map(names_of, above)))
+        if (name := item.removesuffix("/")) in names:
+          return [self.num_classes + names.index(name)]
     if item.lstrip("-").isdecimal():
       return [self._id(item, item)]
     raise UserError(self._unknown(item, superclasses))

@@ -56,6 +56,15 @@ def decode(path: str) -> Image.Image:
     raise BrokenImage(f"{type(e).__name__}: {e}") from e
 
 
+def short_side(path: str) -> int:
+  """Pixels of the short side, from the file's header alone; 0 where there is none."""
+  try:
+    with Image.open(path, formats=_FORMATS) as image:
+      return min(image.size)
+  except Exception:  # as in `decode`, which says what is wrong
+    return 0
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
   if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

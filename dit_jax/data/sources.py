@@ -10,7 +10,7 @@ import numpy as np
 from dit_jax.core.errors import UserError
 from dit_jax.data import folder, taxonomy, twemoji
 from dit_jax.data.hierarchy import ClassTable, did_you_mean, printable
-from dit_jax.data.images import BrokenImage, ImageFile, decode
+from dit_jax.data.images import BrokenImage, ImageFile, decode, short_side
 from dit_jax.data.transforms import center_crop
 
 SPLITS = ("train", "heldout", "all")
@@ -86,6 +86,10 @@ class ImageSource:
   def name(self, position: int) -> str:
     """The path of an image below the root, printable."""
     return printable(self._files[position].name)
+
+  def short_side(self, position: int) -> int:
+    """Pixels of an image's short side before it was scaled; 0 where it cannot be read."""
+    return short_side(os.path.join(self._root, self._files[position].name))
 
   @property
   def skipped(self) -> list[str]:

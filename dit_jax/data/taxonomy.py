@@ -7,12 +7,14 @@ superclasses by named columns, finest first. A name that occurs under two parent
 import csv
 import json
 import os
+from collections import Counter
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import inat
 from dit_jax.data.hierarchy import ALL, did_you_mean, printable, unique_names
 from dit_jax.data.images import ImageFile
 
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}  # of tables that are no CSV
 INAT = "inat2021"  # the taxonomy that is written in the names of the folders
 
 
@@ -106,12 +108,13 @@ def read(path: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
   try:
     with open(os.path.expanduser(path), encoding="utf-8-sig", newline="") as f:
       header, *table = rows(f)
-  except (OSError, ValueError, csv.Error) as e:
+  except (OSError, ValueError, RecursionError, csv.Error) as e:
     raise UserError(f"data.taxonomy {path!r} cannot be read ({e}); mend the file.") from e
   if len(header) < 2 or len(set(header)) < len(header) or not table:
     raise UserError(
       f"data.taxonomy {path!r} needs named columns, the class first and then its superclasses, and "
-      f"a row a class; it has the columns {', '.join(header) or 'none'} and {len(table)} rows."
+      f"a row a class; it has the columns {', '.join(header) or 'none'} and {len(table)} rows"
+      f"{_other_separator(header)}."
     )
   lineages = {}
   for number, row in enumerate(table, 1):
@@ -123,6 +126,12 @@ def read(path: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
         f"{number}, under {' / '.join(lineage)}; a class has one parent."
       )
   return tuple(header[1:]), lineages
+
+
+def _other_separator(header: list[str]) -> str:
+  """What to say of a header that is one name because other signs than commas part it."""
+  found = [name for sign, name in SEPARATORS.items() if len(header) == 1 and sign in header[0]]
+  return f"; its names are parted by {found[0]}, write commas" if found else ""
 
 
 def _check_row(path: str, number: int, header: list[str], row: list[str]) -> None:
@@ -143,13 +152,19 @@ def _csv(lines) -> list[list[str]]:
 
 def _jsonl(lines) -> list[list[str]]:
   """The keys of the first object, then the values of every one."""
-  objects = [json.loads(line) for line in lines if line.strip()]
+  objects = [json.loads(line, object_pairs_hook=_object) for line in lines if line.strip()]
   if not all(isinstance(o, dict) and all(isinstance(v, str) for v in o.values()) for o in objects):
     raise ValueError("every line must be an object of strings")
   header = list(objects[0]) if objects else []
   if any(set(o) != set(header) for o in objects):
     raise ValueError(f"every line must have the keys {', '.join(header)}")
   return [list(map(_clean, header)), *([_clean(o[key]) for key in header] for o in objects)]
+
+
+def _object(pairs: list[tuple]) -> dict:
+  if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+    raise ValueError(f"the key {twice[0]!r} is twice in a line")
+  return dict(pairs)
 
 
 def _clean(value: str) -> str:

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core.errors import UserError
+from dit_jax.core.mesh import by_rows
 from dit_jax.core.typing import Array, Bool, Float
 from dit_jax.diffusion import process
 from dit_jax.diffusion.schedules import Schedule
@@ -87,7 +88,7 @@ class HRIG:
     if self.stop_gradient:
       x0_hat = jax.lax.stop_gradient(x0_hat)
     weights = self.inside(t) / batch_size
-    fourier = lambda x: jnp.fft.rfft2(x, axes=(1, 2), norm="ortho")
+    fourier = by_rows(lambda x: jnp.fft.rfft2(x, axes=(1, 2), norm="ortho"))
     enhance = lambda x: self._enhance(params, x, z, t)
     mean = lambda e: jnp.sum(weights * jnp.mean(jnp.abs(e), axis=(1, 2, 3)))
     data = mean(enhance(x0) - x0)

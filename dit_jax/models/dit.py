@@ -10,7 +10,7 @@ from dit_jax.core.typing import Array, DTypeLike, Float, Int
 from dit_jax.nn.adaln import FinalLayer
 from dit_jax.nn.attention import AttentionSettings, check_heads, sampling_key
 from dit_jax.nn.block import Blocks, check_remat
-from dit_jax.nn.embed import PatchEmbed, PositionTable, TimestepEmbedder
+from dit_jax.nn.embed import MAX_PERIOD, PatchEmbed, PositionTable, TimestepEmbedder
 from dit_jax.nn.label import label_embedder
 
 SIZES = {  # depth, width, heads: DiT paper, Table 1
@@ -46,6 +46,7 @@ class DiT(nn.Module):
     tiers: the class tree whose nodes the labels are instead; None: there is none.
     fusion: see nn.label.TieredEmbedder.
     learn_sigma: the output has 2 z_channels, prediction then variance logits.
+    max_period: of the timestep's sinusoids, see nn.embed.sinusoids; diffusers has another one.
     remat: see nn.block.Blocks.
     dtype: of the computation; parameters, norms, softmax and the output are float32.
     affine, gamma: what fine-tuning adds to norms and branches; see nn.block.DiTBlock.
@@ -60,6 +61,7 @@ class DiT(nn.Module):
   num_classes: int = 0
   learn_sigma: bool = True
   qk_norm: bool = False
+  max_period: float = MAX_PERIOD
   remat: str = "none"
   dtype: DTypeLike = jnp.float32
   attention: AttentionSettings = AttentionSettings()
@@ -78,6 +80,8 @@ class DiT(nn.Module):
         f"The latent grid {self.grid} must be a multiple of patch={self.patch} on both sides; "
         "change the image size or the patch."
       )
+    if not 1 < self.max_period < float("inf"):
+      raise UserError(f"max_period={self.max_period} must be above 1; DiT has {MAX_PERIOD}.")
 
   @property
   def block_tokens(self) -> tuple[int, ...]:
@@ -94,7 +98,7 @@ class DiT(nn.Module):
     rows, cols = self.grid[0] // p, self.grid[1] // p
     x = PatchEmbed(p, self.width, dtype, name="patch_embed")(z)
     x = x + PositionTable(rows, cols, self.width, dtype, name="position")()
-    c = TimestepEmbedder(self.width, dtype=dtype, name="time")(t_model)
+    c = TimestepEmbedder(self.width, dtype=dtype, max_period=self.max_period, name="time")(t_model)
     c = c + label_embedder(self)(label)
     x = Blocks(
       self.depth,

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.core.mesh import by_rows
 from dit_jax.core.typing import Array, DTypeLike, Float
 from dit_jax.nn import fourier_pair as pair
 from dit_jax.nn.conv import conv3, depth_to_space
@@ -36,11 +37,12 @@ class FourierBlock(nn.Module):
     film = nn.Dense(2 * width, kernel_init=zeros, name="film")(c)[:, None, None]
     scale, shift = jnp.split(film, 2, axis=-1)
     h = nn.silu((1 + scale) * x + shift)
-    f = jnp.fft.rfft2(h, axes=(1, 2), norm="ortho")
+    grid, plane = x.shape[1:3], dict(axes=(1, 2), norm="ortho")
+    f = by_rows(lambda h: jnp.fft.rfft2(h, **plane))(h)
     f = jnp.concatenate([f.real, f.imag], axis=-1)
     f = nn.silu(nn.Dense(2 * width, use_bias=False, name="spectral")(f))
     re, im = jnp.split(f, 2, axis=-1)
-    far = jnp.fft.irfft2(jax.lax.complex(re, im), s=x.shape[1:3], axes=(1, 2), norm="ortho")
+    far = by_rows(lambda f: jnp.fft.irfft2(f, s=grid, **plane))(jax.lax.complex(re, im))
     return x + far + conv3(width, jnp.float32, "spatial")(h)
 
 

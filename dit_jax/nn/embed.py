@@ -7,9 +7,13 @@ from einops import rearrange
 
 from dit_jax.core.typing import Array, DTypeLike, Float
 
+MAX_PERIOD = 10_000.0  # DiT's
 
-def sinusoids(t: Float[Array, " b"], dim: int, max_period: float = 10_000.0) -> Float[Array, "b d"]:
-  """[cos(t w_i), sin(t w_i)] at dim / 2 frequencies from 1 down to 1 / max_period, in float32."""
+
+def sinusoids(
+  t: Float[Array, " b"], dim: int, max_period: float = MAX_PERIOD
+) -> Float[Array, "b d"]:
+  """[cos(t w_i), sin(t w_i)] with w_i = max_period ** (-2 i / dim), i < dim / 2, in float32."""
   half = dim // 2
   freqs = jnp.exp(-np.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
   angles = t.astype(jnp.float32)[:, None] * freqs
@@ -31,16 +35,21 @@ def sincos_table(rows: int, cols: int, width: int) -> np.ndarray:
 
 
 class TimestepEmbedder(nn.Module):
-  """Model time (0 .. 1000) -> 256 sinusoids -> two-layer MLP."""
+  """Model time (0 .. 1000) -> 256 sinusoids -> two-layer MLP.
+
+  Attributes:
+    max_period: see sinusoids.
+  """
 
   width: int
   num_frequencies: int = 256
   dtype: DTypeLike = jnp.float32
+  max_period: float = MAX_PERIOD
 
   @nn.compact
   def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
     init = nn.initializers.normal(0.02)
-    x = sinusoids(t, self.num_frequencies).astype(self.dtype)
+    x = sinusoids(t, self.num_frequencies, self.max_period).astype(self.dtype)
     x = nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="in")(x)
     return nn.Dense(self.width, kernel_init=init, dtype=self.dtype, name="out")(nn.silu(x))
 

@@ -130,11 +130,8 @@ class Generator:
     """Maps drawn by the grain transformer, int [n, rows, cols]; zeros where k = 1."""
     if self.models.map_logits is None:
       return np.zeros((len(label), *self.models.regions), np.int32)
-    params = self.rows.everywhere(params)
-    drawn = []
-    for places, rows in self._chunks({"label": label, "index": index}, np.arange(len(label))):
-      drawn.append(np.asarray(self._maps(params, rows, np.uint32(seed)))[: len(places)])
-    return np.concatenate(drawn)
+    rows = {"label": label, "index": index}
+    return self.rows.run(self._maps, params, rows, np.uint32(seed))
 
   def images(
     self,
@@ -168,7 +165,7 @@ class Generator:
       return out
 
     for capacity, members in self._by_capacity(rows["grains"]):
-      for places, chunk in self._chunks(rows, members):
+      for places, chunk in self.rows.chunks(rows, members):
         chunk |= self._tokens(chunk["grains"], capacity)
         in_flight.append((places, self._images(params, chunk, np.uint32(seed), scale)))
         if len(in_flight) * self.rows.total >= batch:
@@ -213,14 +210,6 @@ class Generator:
     if not capacity:
       return {}
     return buckets.token_index(grains, self.models.factors, capacity)._asdict()
-
-  def _chunks(self, rows: dict, members: np.ndarray) -> Iterator[tuple[np.ndarray, dict]]:
-    """Members and their rows, a program's number at a time; the last row is repeated to fill it."""
-    size = self.rows.total
-    for start in range(0, len(members), size):
-      places = members[start : start + size]
-      take = np.pad(places, (0, size - len(places)), mode="edge")
-      yield places, {name: np.asarray(x)[take] for name, x in rows.items()}
 
   def _sample_maps(self, params, rows, seed):
     m, s = self.models, self.settings

@@ -4,7 +4,10 @@ More devices only change how many such programs run at once, so results are equa
 where a program split over devices would round differently.
 """
 
+from collections.abc import Iterator
+
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -31,6 +34,27 @@ class Rows:
     specs = (P(), P("row"), *(P(),) * num_scalars)
     local = jax.shard_map(fn, mesh=self.mesh, in_specs=specs, out_specs=P("row"), check_vma=False)
     return jax.jit(local, out_shardings=self._over("row"))
+
+  def run(self, fn, params, rows: dict, *scalars) -> np.ndarray:
+    """What a function that `jit` made gives for any number of rows, on the host.
+
+    Args:
+      fn: (params, rows, *scalars) -> an array that leads with the rows.
+      params: as for `everywhere`.
+      rows: tree of host arrays, [n, ...].
+    """
+    params, count = self.everywhere(params), len(jax.tree.leaves(rows)[0])
+    made = []
+    for places, chunk in self.chunks(rows, np.arange(count)):
+      made.append(np.asarray(fn(params, chunk, *scalars))[: len(places)])
+    return np.concatenate(made)
+
+  def chunks(self, rows: dict, members: np.ndarray) -> Iterator[tuple[np.ndarray, dict]]:
+    """Members and their rows, a call's number at a time; the last row is repeated to fill it."""
+    for start in range(0, len(members), self.total):
+      places = members[start : start + self.total]
+      take = np.pad(places, (0, self.total - len(places)), mode="edge")
+      yield places, jax.tree.map(lambda x, take=take: np.asarray(x)[take], rows)
 
   def everywhere(self, params):
     """Parameters read on one device, or split over a training mesh, on every device of this one."""

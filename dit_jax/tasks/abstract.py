@@ -15,7 +15,7 @@ import numpy as np
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dvae, latent_stage, sizes, superres
+from dit_jax.tasks import autoencoder, dct, dgt, dvae, latent_stage, sizes, superres
 from dit_jax.training import optim, peft, sharding, state, step
 
 DEVIATION = 0.2  # of the fine fraction among photographs: 0.18 to 0.26
@@ -104,7 +104,7 @@ def compile_sampling(config, name: str, classes, devices):
   generator = generate.Generator(models, generate.Settings(**config.sampling), devices)
   if name == "dgt":
     return generator.compile_maps({"dgt": params})
-  return generator.compile_images({"content": params, "dvae": sizes.dvae_shapes(config)})
+  return generator.compile_images({"content": params, "dvae": autoencoder.shapes(config)})
 
 
 def _batch(config, name: str, meta: dict, shared: slots.Slots | None) -> dict:

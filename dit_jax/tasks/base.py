@@ -9,19 +9,17 @@ rule: label tables, affine, gamma, hrig. What happened to each is reported.
 import collections
 import pathlib
 import re
-import shutil
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.experimental import multihost_utils
 
-from dit_jax.core import config as configs
 from dit_jax.core import rng
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
-from dit_jax.tasks import sizes
+from dit_jax.tasks import base_model, sizes
 from dit_jax.training import peft, stored
 from dit_jax.training.checkpoint import Checkpoints
 from dit_jax.weights import files
@@ -56,7 +54,7 @@ def place(config, stage: str) -> pathlib.Path | None:
   """
   if not config.get("init_from", "") or stage not in peft.STAGES:
     return None
-  path, told = pathlib.Path(config.init_from), f"init_from={config.init_from}"
+  path, told = pathlib.Path(config.init_from).expanduser(), f"init_from={config.init_from}"
   if not path.exists():
     raise UserError(
       f"{told} does not exist; give a workdir, the folder of one of its stages, or a .safetensors "
@@ -79,27 +77,40 @@ def place(config, stage: str) -> pathlib.Path | None:
   )
 
 
-def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str]:
+def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], str, dict]:
   """Arrays by path below the root of the parameters, and their hash, whatever holds them.
 
+  The third is what it says besides: the metadata of a file, the meta of a checkpoint.
+
   Raises:
-    UserError: the file or the checkpoint cannot be read.
+    UserError: the file or the checkpoint cannot be read, or holds what no base does.
   """
   if path.is_file():
     try:
-      arrays, _ = files.load_safetensors(path)
+      arrays, facts = files.load_safetensors(path)
     except UserError as e:
       reason = " ".join(str(e).split())
       raise UserError(
         f"init_from={path} is no whole .safetensors file ({reason}); convert or copy it again."
       ) from e
   else:
-    arrays = trees.flatten(Checkpoints(path).restore_ema()[0])
-  arrays = {name.removeprefix(_ROOT): np.asarray(x) for name, x in sorted(arrays.items())}
-  return arrays, trees.content_hash(arrays)
+    ema, facts, _ = Checkpoints(path).restore_ema()
+    arrays = trees.flatten(ema)
+  short = {name.removeprefix(_ROOT): np.asarray(x) for name, x in sorted(arrays.items())}
+  wrong = [f"{name} twice" for name in short if name in arrays and f"{_ROOT}{name}" in arrays]
+  for name, x in short.items():
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+      wrong.append(f"{name} of dtype {x.dtype}")
+    elif not np.isfinite(x).all():
+      wrong.append(f"{name} with numbers that are not finite")
+  if wrong:
+    raise UserError(f"init_from={path} is no base: it has {'; '.join(wrong[:5])}; choose another.")
+  return short, trees.content_hash(short), facts
 
 
-def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Start:
+def fit(
+  path, arrays: dict[str, np.ndarray], params: dict, frozen: dict, same_labels: bool = True
+) -> Start:
   """Gives the arrays of a base their places in a model.
 
   Args:
@@ -107,6 +118,7 @@ def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Star
     arrays: of the base, as from `read`.
     params: shapes of the trained parameters, as nested dicts.
     frozen: {peft.BASE: shapes of the frozen ones}, or {}.
+    same_labels: whether rows of label tables of one size mean the same; else they are drawn anew.
 
   Raises:
     UserError: an array without a place, a place without an array, or another shape, that no rule
@@ -116,7 +128,8 @@ def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Star
   wanted = trained | kept
   full_name = {name.removeprefix(_ROOT): name for name in wanted}
   have = {full_name.get(name, name): x for name, x in arrays.items()}
-  new, dropped = _by_rule(have, wanted)
+  _refuse_tuned(path, have, wanted)
+  new, dropped = _by_rule(have, wanted, same_labels)
   shapes = lambda tree, passed: {  # dtypes may differ: they are cast
     n: jax.ShapeDtypeStruct(x.shape, np.float32) for n, x in tree.items() if n not in passed
   }
@@ -128,13 +141,15 @@ def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Star
   if stuck := [name for name in new if name in kept]:
     raise UserError(
       f"init_from={path} has no {stuck[0]} that fits, and this peft would keep it as it was drawn; "
-      "choose a peft that trains it."
+      "choose a peft that trains it, or for hrig/ set hrig.enabled=False."
     )
   loaded = {n: have[n].astype(s.dtype, copy=False) for n, s in wanted.items() if n not in new}
   cast = sum(x.dtype != have[n].dtype for n, x in loaded.items())
+  tables = {n: x for n, x in loaded.items() if _any((peft.LABEL,), n)}
   report = (
     f"loaded {len(loaded)} arrays, {sum(x.size for x in loaded.values()):,} numbers"
-    + (f", {cast} arrays cast" if cast else ""),
+    + (f", {cast} arrays cast" if cast else "")
+    + (f"; {_listed('label tables', tables)}, for the same classes" if tables else ""),
     _listed("re-initialised", {n: wanted[n] for n in new}),
     _listed("skipped", {n: have[n] for n in dropped}),
   )
@@ -142,24 +157,43 @@ def fit(path, arrays: dict[str, np.ndarray], params: dict, frozen: dict) -> Star
   return Start({n: x for n, x in loaded.items() if n in trained}, base, {}, report)
 
 
-def _by_rule(have: dict, wanted: dict) -> tuple[list[str], list[str]]:
+def _refuse_tuned(path, have: dict, wanted: dict) -> None:
+  """Refuses a base with parameters that its own peft added and this one has not."""
+  for field, pattern in (("affine", AFFINE), ("gamma", peft.GAMMA)):
+    left = [name for name in have if name not in wanted and re.fullmatch(pattern, name)]
+    if left:
+      names = [name for name, fields in peft.FIELDS.items() if field in fields]
+      raise UserError(
+        f"init_from={path} is itself a fine-tune, with {left[0]} {list(have[left[0]].shape)}, for "
+        f"which this peft has no place; set peft to {' or '.join(names)}, or start from its base."
+      )
+
+
+def _by_rule(have: dict, wanted: dict, same_labels: bool) -> tuple[list[str], list[str]]:
   """Paths that are drawn anew, and paths of the base that are left out."""
   new, dropped = [], []
   for name, s in wanted.items():
     if name not in have:
       new += [name] * _any(RENEWABLE, name)
-    elif have[name].shape != s.shape and _any((peft.LABEL,), name):  # another number of classes
+    elif _any((peft.LABEL,), name) and not (same_labels and have[name].shape == s.shape):
       new.append(name)
       dropped.append(name)
   dropped += [name for name in have if name not in wanted and _any(DROPPABLE, name)]
   return new, dropped
 
 
-def start(config, stage: str, params: dict, frozen: dict) -> Start:
-  """What a stage is born from; the arguments are those of `fit`.
+def start(config, stage: str, params: dict, frozen: dict, meta: dict) -> Start:
+  """What a stage is born from.
+
+  Args:
+    config: the recipe.
+    stage: its name.
+    params, frozen: as for `fit`.
+    meta: the facts of the stage's latents; its class table tells whether label tables fit.
 
   Raises:
-    UserError: the base does not exist, is damaged or does not fit; or frozen weights have none.
+    UserError: the base does not exist, is damaged, does not fit or is of another model; or frozen
+      weights have none.
   """
   path = place(config, stage)
   if path is None:
@@ -169,14 +203,16 @@ def start(config, stage: str, params: dict, frozen: dict) -> Start:
         "name it by init_from, or set peft='full'."
       )
     return Start({}, {}, {})
-  arrays, name = read(path)
-  found = fit(path, arrays, params, frozen)
+  arrays, name, facts = read(path)
+  base_model.refuse_other(config, stage, path, facts)
+  same_labels = base_model.same_labels(config, stage, meta, facts)
+  found = fit(path, arrays, params, frozen, same_labels)
   told = tuple(f"[{stage}] init_from {path} ({name}): {line}" for line in found.report)
   return found._replace(record={"path": str(path), "hash": name}, report=told)
 
 
 def check(config, names, workdir) -> None:
-  """Refuses, before anything is written, what `start` and `adopt` would refuse later."""
+  """Refuses, before anything is written, what `start` would refuse later."""
   workdir = pathlib.Path(workdir)
   meta = sizes.latent_meta(config)  # tables of any number of classes are made anew
   for name in names:
@@ -184,73 +220,7 @@ def check(config, names, workdir) -> None:
       continue
     init, how = sizes.parts(config, name, meta)[0], peft.of(config, name)
     shapes = jax.eval_shape(how.init(init), rng.abstract_key())
-    start(config, name, shapes, how.base(init))
-  if (folder := donor(config)) and not Checkpoints(workdir / "dvae").steps():
-    _check_dvae(config, folder)
-
-
-def refuse_other(config, stage: str, record: dict) -> None:
-  """Refuses to resume over another base than the checkpoint's, `record`, as far as one is there.
-
-  What the base gave is in the checkpoint and in its frozen weights: the base itself may be gone.
-  """
-  if not record or not pathlib.Path(config.init_from).exists():
-    return
-  path = place(config, stage)
-  if path is not None and (name := read(path)[1]) != record["hash"]:
-    raise UserError(
-      f"stage {stage} was started from the base {record['hash']}, and init_from={path} now is "
-      f"{name}; put the old one back, or choose a new workdir."
-    )
-
-
-def donor(config) -> pathlib.Path | None:
-  """The folder of the DVAE that the base was trained on, where the base is a run of ours."""
-  if not config.get("init_from", "") or "dvae" not in config:
-    return None
-  path = pathlib.Path(config.init_from)
-  for workdir in (path, path.parent):
-    if (workdir / "config.json").exists() and Checkpoints(workdir / "dvae").steps():
-      return workdir / "dvae"
-  return None
-
-
-def adopt(config, workdir) -> None:
-  """Copies the newest checkpoint of the base's DVAE, whose latents alone the base knows."""
-  folder, target = donor(config), pathlib.Path(workdir) / "dvae"
-  if folder is None:
-    return
-  if jax.process_index() == 0 and not Checkpoints(target).steps():
-    step = _check_dvae(config, folder)
-    target.mkdir(exist_ok=True)
-    half = target / "adopted.tmp"
-    shutil.rmtree(half, ignore_errors=True)  # of a run killed here
-    shutil.copytree(folder / str(step), half)
-    half.rename(target / str(step))
-    print(f"[dvae] taken over from {folder / str(step)}: the base knows its latents", flush=True)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("dvae taken over")
-
-
-def _check_dvae(config, folder: pathlib.Path) -> int:
-  """The step of a base's DVAE, if this recipe could have trained it."""
-  checkpoints = Checkpoints(folder)
-  step = checkpoints.whole()
-  if step is None:
-    raise UserError(f"every checkpoint in {folder}, the base's DVAE, is damaged; put back a copy.")
-  old = configs.from_json(checkpoints.read_meta(step)["config"])
-  model = lambda c: {"dvae": {"model": c.dvae.model}, "data": {"image_size": c.data.image_size}}
-  if found := configs.resume_differences(model(old), model(config)):
-    raise UserError(
-      f"the DVAE of init_from={config.init_from} is another one, stored -> wanted: "
-      f"{'; '.join(found[:5])}; set its values in the recipe."
-    )
-  if step < config.dvae.total_steps:
-    raise UserError(
-      f"the DVAE of init_from={config.init_from} is at step {step}; set dvae.total_steps={step}, "
-      f"which now is {config.dvae.total_steps}, or train it to its end."
-    )
-  return step
+    start(config, name, shapes, how.base(init), meta)
 
 
 def _any(patterns, name: str) -> bool:

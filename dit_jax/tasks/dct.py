@@ -1,6 +1,7 @@
 """The content transformer's stage: multi-grained noise, one diffusion loss over unique codes."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from dit_jax.models import dct
 from dit_jax.models.dvae import dvae
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.tasks import hrig, labels, latent_stage, padding
+from dit_jax.tasks import autoencoder, hrig, labels, latent_stage, padding
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft, sharding
 
@@ -203,10 +204,12 @@ def build(config, workdir, mesh) -> Task:
 
 def content_task(config, workdir, cache, name: str, content: Content, content_fn, **how) -> Task:
   """The stage on a latent cache; `how` as for latent_stage.task."""
-  gated = latent_stage.gated_content(content_fn, content.model, content.loss.process)
+  gate = functools.partial(
+    latent_stage.gated_content, content_fn, content.model, content.loss.process
+  )
   measured = None
   if content.loss.hrig is not None:
-    measured = hrig.measured(config, workdir, name, content.loss, content_fn(content.model))
+    measured = hrig.measured(config, workdir, name, content.loss, gate(own_times=True))
   return latent_stage.task(
     config,
     cache,
@@ -214,8 +217,8 @@ def content_task(config, workdir, cache, name: str, content: Content, content_fn
     init=content.init,
     phases=content.phases,
     normalizers=content.loss.normalizers,
-    frozen={"dvae": latent_stage.dvae_params(workdir)},
-    preview=latent_stage.picture_preview(config, cache, content.loss, gated),
+    frozen={"dvae": autoencoder.load(config, workdir)[0]},
+    preview=latent_stage.picture_preview(config, cache, content.loss, gate()),
     measured=measured,
     **how,
   )

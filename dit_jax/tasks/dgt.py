@@ -1,6 +1,5 @@
 """The grain transformer's stage: label -> grain map, by masked discrete diffusion."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -9,7 +8,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.tiers import Drop
 from dit_jax.models import dgt
 from dit_jax.nn.attention import AttentionSettings
-from dit_jax.sampling import generate, grain_maps, grids
+from dit_jax.sampling import generate, grain_maps, grids, parallel
 from dit_jax.tasks import labels, latent_stage
 from dit_jax.tasks.task import Task
 from dit_jax.training import peft
@@ -72,31 +71,6 @@ def build(config, workdir, mesh) -> Task:
   """The stage on the latent cache of `workdir`, which it makes if it is missing."""
   cache = latent_stage.ensure(config, workdir, mesh)
   model = make_model(config, cache.meta)
-  shape = tuple(cache.meta["regions"])
-  shown = latent_stage.shown_rows(cache)
-  settings = generate.Settings(**config.sampling)
-  base = labels.tree(config.dgt, cache.meta).ancestors(settings.guidance_level)
-  draw = jax.jit(
-    lambda params: grain_maps.sample_maps(
-      lambda cells, label: model.apply(params, cells, label),
-      jnp.asarray(shown["label"]),
-      rng.sample_keys(config.seed, jnp.asarray(shown["index"])),
-      shape=shape,
-      num_grains=model.num_grains,
-      steps=settings.map_steps,
-      temperature=settings.map_temperature,
-      order=settings.map_order,
-      guidance=settings.map_guidance,
-      null_label=jnp.asarray(base[shown["label"]]),
-    )
-  )
-
-  def preview(params, frozen):
-    """Maps of the data above maps of the model for the same labels; white is fine."""
-    del frozen
-    pictures = [_as_pictures(g, model.num_grains) for g in (shown["grains"], draw(params))]
-    return grids.blocks([("data", pictures[0]), ("samples", pictures[1])])
-
   return latent_stage.task(
     config,
     cache,
@@ -104,8 +78,46 @@ def build(config, workdir, mesh) -> Task:
     init=make_init(model),
     phases=make_phases(config, model, cache.meta),
     normalizers=normalizers,
-    preview=preview,
+    preview=map_preview(config, model, cache.meta, latent_stage.shown_rows(cache)),
   )
+
+
+def map_preview(config, model: dgt.DGT, meta: dict, shown: dict):
+  """(params, frozen) -> picture of the data's maps above the model's of their labels; white: fine.
+
+  Args:
+    config: of the run.
+    model: whose parameters `params` are.
+    meta: facts of the latents.
+    shown: rows of the latents.
+  """
+  settings = generate.Settings(**config.sampling)
+  base = labels.tree(config.dgt, meta).ancestors(settings.guidance_level)
+  places = parallel.Rows(settings.microbatch)
+
+  def sample(params, rows):
+    return grain_maps.sample_maps(
+      lambda cells, label: model.apply(params, cells, label),
+      rows["label"],
+      rng.sample_keys(config.seed, rows["index"]),
+      shape=model.grid,
+      num_grains=model.num_grains,
+      steps=settings.map_steps,
+      temperature=settings.map_temperature,
+      order=settings.map_order,
+      guidance=settings.map_guidance,
+      null_label=jnp.asarray(base)[rows["label"]],
+    )
+
+  draw, rows = places.jit(sample), {name: shown[name] for name in ("label", "index")}
+
+  def preview(params, frozen):
+    del frozen
+    maps = shown["grains"], places.run(draw, params, rows)
+    pictures = [_as_pictures(grains, model.num_grains) for grains in maps]
+    return grids.blocks([("data", pictures[0]), ("samples", pictures[1])])
+
+  return preview
 
 
 def _as_pictures(grains, num_grains: int) -> np.ndarray:

@@ -16,7 +16,8 @@ from dit_jax.diffusion.process import Process
 from dit_jax.models.superres import LatentEnhancer
 from dit_jax.nn import fourier_pair
 from dit_jax.nn import grains as structure
-from dit_jax.tasks import latent_stage
+from dit_jax.sampling import parallel
+from dit_jax.tasks import autoencoder, latent_stage
 
 HELD_OUT = 64  # latents that decide the strength, each at a time of its own
 
@@ -56,6 +57,18 @@ class Attached:
     return lambda x: jnp.where(coarse, 0.0, structure.project(x, grains, self.factors))
 
 
+def enabled(block) -> bool:
+  """Whether a stage's block asks for HRIG."""
+  return block.get("hrig", {}).get("enabled", False)
+
+
+def check(config, name: str, process: Process) -> None:
+  """Raises UserError where a stage's HRIG has no time to act at, or no image to be measured on."""
+  if enabled(config[name]):
+    hrig.window_times(process.schedule, config[name].hrig.snr, 1)
+    sources.open_source(config.data, "heldout")  # small classes may have no n-th image
+
+
 def attach(block, process: Process, meta: dict) -> Attached | None:
   """HRIG as a stage's block asks for it; None without `hrig` or with hrig.enabled=False.
 
@@ -67,7 +80,7 @@ def attach(block, process: Process, meta: dict) -> Attached | None:
   Raises:
     UserError: a number out of range.
   """
-  if not block.get("hrig", {}).get("enabled", False):
+  if not enabled(block):
     return None
   fields = {k: v for k, v in block.hrig.items() if k not in ("enabled", "depth")}
   model = LatentEnhancer(depth=block.hrig.depth)
@@ -96,46 +109,49 @@ def measured(config, workdir, name: str, loss, content):
 
   Args:
     config: of the run, whose data.holdout must hold images out.
-    workdir: holds the DVAE.
+    workdir: holds the autoencoder.
     name: "dit" or "dct".
     loss: tasks.dct.DiffusionLoss, with HRIG attached.
-    content: (params, z, model_time, label, grains, tokens) -> raw output.
+    content: (params, z, model_time, label, grains, tokens) -> raw output, every row at a time of
+      its own; what is sampled with at those times.
 
   Raises:
     UserError: no image is held out.
   """
   rows = held_out(config, workdir, HELD_OUT)
   attached, process, factors = loss.hrig, loss.process, loss.factors
-  t = jnp.asarray(hrig.window_times(process.schedule, attached.rule.snr, len(rows["label"])))
-  tokens = None
+  rows["t"] = hrig.window_times(process.schedule, attached.rule.snr, len(rows["label"]))
+  rows["tokens"] = None
   if len(factors) > 1:
     regions = rows["grains"][0].size
     most = buckets.num_tokens(rows["grains"], factors).max()
-    tokens = buckets.token_index(
-      rows["grains"], factors, int(buckets.capacity_for(most, regions, factors))
-    )
+    capacity = int(buckets.capacity_for(most, regions, factors))
+    rows["tokens"] = buckets.token_index(rows["grains"], factors, capacity)
+  places = parallel.Rows(config.sampling.microbatch)
 
-  @jax.jit
-  def errors(params, rows, tokens):
-    keys = rng.sample_keys(config.seed, rows["index"])
+  def errors(params, rows):
+    t, keys = rows["t"], rng.sample_keys(config.seed, rows["index"])
     x0 = loss.latents(rows, keys)
     eps = structure.structured_noise(
       rng.stream(keys, "noise"), rows["grains"], factors, x0.shape[-1]
     )
     z = process.add_noise(x0, eps, t)
     model_time = process.schedule.model_time(t)
-    pred, _ = process.split(content(params, z, model_time, rows["label"], rows["grains"], tokens))
+    shown = rows["label"], rows["grains"], rows["tokens"]
+    pred, _ = process.split(content(params, z, model_time, *shown))
     x0_hat, _ = process.to_x0_eps(pred, z, t)
     project = attached.projection(rows["grains"])
     return attached.rule.errors(params["hrig"], x0, x0_hat, z, t, project)
 
+  compiled = places.jit(errors)
+
   def measure(params, frozen):
     del frozen
-    chosen = hrig.choose_strength(np.asarray(errors(params, rows, tokens)))
+    chosen = hrig.choose_strength(places.run(compiled, params, rows))
     if jax.process_index() == 0:
       print(
         "[{}] hrig: strength {strength}, high-band error of {} held-out latents "
-        "{error_plain:.4f} -> {error:.4f}".format(name, len(t), **chosen),
+        "{error_plain:.4f} -> {error:.4f}".format(name, len(rows["t"]), **chosen),
         flush=True,
       )
     return {"hrig": chosen}
@@ -144,19 +160,20 @@ def measured(config, workdir, name: str, loss, content):
 
 
 def held_out(config, workdir, count: int) -> dict:
-  """Rows of held-out images as the latent cache would hold them, spread evenly over the split."""
+  """Rows of held-out images as the latent cache would hold them, spread evenly over the split.
+
+  Their order is the seed's: the split's is by class, and who gives them times would give each class
+  times of its own.
+  """
   source = sources.open_source(config.data, "heldout")
-  gen, vae_meta, _ = latent_stage.trained_dvae(workdir)
-  maps = grain_maps.GrainMaps.from_record(vae_meta["thresholds"])
+  vae_params, thresholds = autoencoder.load(config, workdir)
+  maps = grain_maps.GrainMaps.from_record(thresholds)
   places, encode = latent_stage.encoder(config)
   take = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+  take = np.random.default_rng(config.seed).permutation(take)
   items = [source[int(i)] for i in take]
   rows = {name: np.stack([item[name] for item in items]) for name in items[0]}
   rows = latent_stage.with_grains(config, maps, rows)
-  params, moments = places.everywhere(gen), []
-  for start in range(0, len(items), places.total):
-    filled = np.minimum(np.arange(start, start + places.total), len(items) - 1)
-    chunk = {name: rows[name][filled] for name in ("image", "grains")}
-    moments.append(np.asarray(encode(params, chunk)))
-  rows["moments"] = np.concatenate(moments)[: len(items)]
+  pictures = {name: rows[name] for name in ("image", "grains")}
+  rows["moments"] = places.run(encode, vae_params, pictures)
   return {name: rows[name] for name in ("moments", "grains", "label", "index")}

@@ -42,6 +42,13 @@ def drop(block, meta: dict, label_drop: float) -> Drop:
   return Drop(tree(block, meta), p_drop=settings["p_drop"], p_null=settings["p_null"])
 
 
+def meaning(block, meta: dict) -> tuple:
+  """What the rows of a stage's label tables stand for; equal for tables that can be exchanged."""
+  settings = _settings(block)
+  null = settings["p_null"] > 0 or settings["fusion"] == "none"
+  return settings["fusion"], null, meta["classes"]
+
+
 def tiered(config) -> bool:
   """Whether any stage of a recipe has tiers."""
   return any(_settings(config[name])["fusion"] != "none" for name in _stages(config))
@@ -66,6 +73,28 @@ def check(config) -> None:
       f"one label draws map and picture, so {' and '.join(layouts)} must have labels with the same "
       "nodes; give both tiers (labels.fusion) or neither, and both labels.p_null or neither."
     )
+
+
+def check_guidance(config, settings) -> None:
+  """Raises UserError where guidance would lead away from labels that no training showed.
+
+  Args:
+    config: of the run.
+    settings: sampling.generate.Settings.
+  """
+  content = content_block(config)
+  scales = [("guidance", settings.guidance, content, content.diffusion.label_drop)]
+  if "dgt" in config.stages:
+    scales.append(("map_guidance", settings.map_guidance, config.dgt, config.dgt.label_drop))
+  for name, scale, block, label_drop in scales:
+    labels = _settings(block)
+    tiers = labels["fusion"] != "none"
+    if scale != 1 and not (labels["p_drop"] or labels["p_null"] if tiers else label_drop):
+      raise UserError(
+        f"{name}={scale} leads away from a coarser label, and training with "
+        f"{'labels.p_drop' if tiers else 'label_drop'}=0 shows none; train with more, or take "
+        f"{name}=1."
+      )
 
 
 def check_classes(table: ClassTable) -> None:

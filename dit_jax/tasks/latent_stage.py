@@ -12,14 +12,13 @@ from jax.experimental import multihost_utils
 
 from dit_jax.core import buckets, clock
 from dit_jax.core import tree as trees
-from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.diffusion.process import spread
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
 from dit_jax.sampling import generate, grids, parallel
-from dit_jax.tasks import dvae, labels
+from dit_jax.tasks import autoencoder, labels
 from dit_jax.tasks.task import Task, reader
-from dit_jax.training.checkpoint import Checkpoints
 
 SHOWN = 16  # pictures of a preview
 
@@ -28,29 +27,23 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
   """The latent cache of a workdir, written if it is missing, refused if it is stale.
 
   Raises:
-    UserError: the cache is stale or damaged, or the DVAE is not trained to its end.
+    UserError: the cache is stale or damaged, or the autoencoder cannot be had.
   """
   del mesh
-  workdir = pathlib.Path(workdir)
-  gen, vae_meta, step = trained_dvae(workdir)
-  if step < config.dvae.total_steps:
-    raise UserError(
-      f"the dvae stage in {workdir} is at step {step} of {config.dvae.total_steps}; train it to "
-      "its end first, without --stage (and delete its newest checkpoint if that is damaged)."
-    )
+  vae_params, thresholds = autoencoder.load(config, workdir)
   source = sources.open_source(config.data, "train")
   key = {
-    "vae": trees.content_hash(gen),
+    "vae": trees.content_hash(vae_params),
     "data": source.fingerprint,
-    "taus": vae_meta["thresholds"]["taus"],
+    "taus": thresholds["taus"],
     "image_size": config.data.image_size,
     "flip": config.latents.flip,
     "maps": _kind_of_maps(config),
   }
-  folder = workdir / "latents"
+  folder = pathlib.Path(workdir) / "latents"
   if jax.process_index() == 0:  # one process writes, the others wait for it
     if not folder.exists():
-      _write(config, folder, key, gen, vae_meta, source)
+      _write(config, folder, key, vae_params, thresholds, source)
     statistics(latents.LatentSource(folder))
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("latent cache")
@@ -71,32 +64,16 @@ def with_grains(config, maps: grain_maps.GrainMaps, batch: dict) -> dict:
   return {**batch, "grains": np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)}
 
 
-def dvae_params(workdir):
-  """The averaged weights of a workdir's DVAE."""
-  return trained_dvae(workdir)[0]
-
-
-def trained_dvae(workdir):
-  """(averaged weights, meta, step) of a workdir's DVAE."""
-  ema, meta, step = Checkpoints(pathlib.Path(workdir) / "dvae").restore_ema()
-  return ema["gen"], meta, step
-
-
-def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source) -> None:
+def _write(config, folder: pathlib.Path, key: dict, params, thresholds: dict, source) -> None:
   """Encodes every image, and its mirror image if latents.flip, into the cache."""
-  factors = tuple(config.dvae.model.factors)
-  maps = grain_maps.GrainMaps.from_record(vae_meta["thresholds"])
+  vae = autoencoder.of(config)
+  maps = grain_maps.GrainMaps.from_record(thresholds)
   places, encode = encoder(config)
-  params = places.everywhere(gen)
-  size = config.data.image_size
-  meta = key | {
-    "factors": factors,
-    "regions": (size // factors[-1],) * 2,
-    "grid": (size // factors[0],) * 2,
-    "z_channels": config.dvae.model.z_channels,
-    "classes": source.classes.to_json(),
-    "thresholds": vae_meta["thresholds"],
-  }
+  params = places.everywhere(params)
+  facts = {"classes": source.classes.to_json(), "thresholds": thresholds}
+  meta = key | vae.layout(config.data.image_size) | facts
+  if vae.statistics:
+    meta["statistics"] = vae.statistics
 
   rows = places.total
   total = -(-len(source) // rows)
@@ -132,10 +109,9 @@ def _write(config, folder: pathlib.Path, key: dict, gen, vae_meta: dict, source)
 
 def encoder(config, devices=None):
   """The rows that encode at once, latents.batch_size on each device, and what encodes them."""
-  stage = dvae.DVAETask(config.dvae, config.data.image_size)
+  moments = autoencoder.of(config).moments
   places = parallel.Rows(config.latents.batch_size, devices)
-  encode = lambda gen, rows: stage.encode_moments({"gen": gen}, rows["image"], rows["grains"])
-  return places, places.jit(encode)
+  return places, places.jit(lambda params, rows: moments(params, rows["image"], rows["grains"]))
 
 
 def num_tokens(cache) -> np.ndarray:
@@ -150,7 +126,9 @@ def quantum(cache) -> int:
 
 
 def statistics(cache) -> dict:
-  """Mean and deviation of the codes by grain and channel, measured once and kept in the cache."""
+  """Mean and deviation of the codes by grain and channel: the autoencoder's, or measured once."""
+  if "statistics" in cache.meta:
+    return cache.meta["statistics"]
   path = pathlib.Path(cache.directory) / "statistics.json"
   if not path.exists():
     mean, std = latents.latent_stats(cache, tuple(cache.meta["factors"]))
@@ -200,7 +178,7 @@ def task(
 def sampling_models(
   config, meta: dict, process, content, map_logits=None, correct_x0=None
 ) -> generate.Models:
-  """A content stage and its DVAE as sampling takes them, on params {"content", "dvae", ...}.
+  """A content stage and its autoencoder as sampling takes them, on {"content", "dvae", ...}.
 
   Args:
     config: of the run.
@@ -210,11 +188,11 @@ def sampling_models(
     map_logits: see generate.Models; None where grain maps are given.
     correct_x0: see generate.Models.
   """
-  decoder = dvae.make_model(config.dvae.model)
+  decode = autoencoder.of(config).decode
   return generate.Models(
     map_logits=map_logits,
     content=lambda params, *args: content(params["content"], *args),
-    decode=lambda params, z: decoder.apply({"params": params["dvae"]}, z, method="decode"),
+    decode=lambda params, z: decode(params["dvae"], z),
     process=process,
     factors=tuple(meta["factors"]),
     regions=tuple(meta["regions"]),
@@ -226,10 +204,15 @@ def sampling_models(
   )
 
 
-def gated_content(content_fn, model, process):
+def gated_content(content_fn, model, process, own_times: bool = False):
   """content_fn(model), dense at the steps that the model's attention.dense_snr asks for.
 
-  All rows of a sampling step share one time.
+  Args:
+    content_fn: of the stage.
+    model: of the stage.
+    process: whose noise levels decide.
+    own_times: every row has a time of its own, and the work is done twice; else all rows share one,
+      as those of a sampling step do.
   """
   content, settings = content_fn(model), model.attention
   if settings.kind == "full" or not settings.dense_snr:
@@ -241,6 +224,8 @@ def gated_content(content_fn, model, process):
 
   def gated(params, z, model_time, *rest):
     args = params, z, model_time, *rest
+    if own_times:
+      return jnp.where(spread(model_time <= edge, z), dense(*args), content(*args))
     return jax.lax.cond(model_time[0] <= edge, dense, content, *args)
 
   return gated

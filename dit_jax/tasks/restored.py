@@ -11,7 +11,7 @@ from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, hierarchy, images, transforms
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, hrig, latent_stage
+from dit_jax.tasks import autoencoder, dct, dgt, dit, hrig, labels, latent_stage
 from dit_jax.training.checkpoint import Checkpoints
 
 
@@ -40,9 +40,15 @@ class Run:
     return len(self.classes.children)
 
   def settings(self, **wanted) -> generate.Settings:
-    """The run's own sampling settings, with those that the caller wants otherwise (not None)."""
+    """The run's own sampling settings, with those that the caller wants otherwise (not None).
+
+    Raises:
+      UserError: a setting that the model cannot follow.
+    """
     given = {name: value for name, value in wanted.items() if value is not None}
-    return generate.Settings(**(dict(self.config.sampling) | given))
+    settings = generate.Settings(**(dict(self.config.sampling) | given))
+    labels.check_guidance(self.config, settings)
+    return settings
 
   def map_of_image(self, path: str) -> np.ndarray:
     """The grain map of an image file, cropped as in training."""
@@ -73,11 +79,11 @@ def load(workdir, step: int | None = None) -> Run:
   module = dit if content == "dit" else dct
   ema, meta, step = Checkpoints(workdir / content).restore_ema(step)
   config = configs.from_json(meta["config"])
-  params = {"content": ema, "dvae": latent_stage.dvae_params(workdir)}
+  params = {"content": ema, "dvae": autoencoder.load(config, workdir)[0]}
   if trees.content_hash(params["dvae"]) != meta["vae"]:
     raise UserError(
-      f"the dvae in {workdir} is not the one that the stage {content} was trained on; put that one "
-      "back, or train the stages after it again in a new workdir."
+      f"the autoencoder in {workdir} is not the one that the stage {content} was trained on; "
+      "put that one back, or train the stages after it again in a new workdir."
     )
   map_logits = None
   if content == "dct":

@@ -13,7 +13,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.diffusion import losses
 from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dgt, dit, dvae, hrig, labels, superres
+from dit_jax.tasks import autoencoder, dct, dgt, dit, dvae, hrig, labels, superres
 from dit_jax.training import optim, peft, sharding, state
 
 DTYPES = ("float32", "bfloat16")
@@ -32,6 +32,8 @@ def check_models(config) -> None:
   _check_range(config, "seed", 0, 2**32 - 1)
   _check_range(config, "data.workers", 0)
   labels.check(config)
+  if autoencoder.pretrained(config):
+    _check_dtype(config, "sd_vae")
   meta = latent_meta(config)
   if meta:
     _check_range(config, "latents.batch_size", 1)
@@ -40,10 +42,7 @@ def check_models(config) -> None:
     peft.of(config, name)
     for field, *ends in (("total_steps", 1), ("every.save", 1), ("ema_decay", 0, 1)):
       _check_range(config, f"{name}.{field}", *ends)
-    if config[name].model.dtype not in DTYPES:
-      raise UserError(
-        f"{name}.model.dtype={config[name].model.dtype!r} is unknown; choose {' or '.join(DTYPES)}."
-      )
+    _check_dtype(config, name)
     optim.make_tx(config[name].optim, config[name].total_steps)
     init, _, loss, frozen = parts(config, name, meta)
     params = jax.eval_shape(init, rng.abstract_key())
@@ -54,10 +53,19 @@ def check_models(config) -> None:
     else:
       _check_range(config, f"{name}.diffusion.label_drop", 0, 1)
       _check_diffusion(config[name].diffusion, settings, len(meta["factors"]))
+      labels.check_guidance(config, settings)
+      _check_hrig(config, name)
     if name == "dct" and config.dct.buckets not in slots.MODES:
       raise UserError(
         f"dct.buckets={config.dct.buckets!r} is unknown; choose one of {', '.join(slots.MODES)}."
       )
+
+
+def _check_dtype(config, name: str) -> None:
+  if config[name].model.dtype not in DTYPES:
+    raise UserError(
+      f"{name}.model.dtype={config[name].model.dtype!r} is unknown; choose {' or '.join(DTYPES)}."
+    )
 
 
 def _check_range(config, field: str, low: float, high: float = math.inf) -> None:
@@ -65,6 +73,19 @@ def _check_range(config, field: str, low: float, high: float = math.inf) -> None
   if not low <= value <= high:
     wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
     raise UserError(f"{field}={value} must be {wanted}.")
+
+
+def _check_hrig(config, name: str) -> None:
+  """Refuses what would be found when the stage is built, or at its first checkpoint."""
+  block = config[name]
+  if not hrig.enabled(block):
+    return
+  _check_range(config, f"{name}.hrig.depth", 1)
+  if config.data.holdout < 2:
+    raise UserError(
+      f"{name}.hrig.enabled needs held-out images, which decide its strength, and data.holdout="
+      f"{config.data.holdout} keeps none apart; set it, e.g. 10, or {name}.hrig.enabled=False."
+    )
 
 
 def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> None:
@@ -90,26 +111,19 @@ def latent_meta(config, classes: int | tuple[int, ...] = (2, 1)) -> dict:
   if tuple(config.stages) == ("superres",):
     return {}
   classes = (classes, min(classes, 1)) if isinstance(classes, int) else classes
-  size, factors = config.data.image_size, dvae.make_model(config.dvae.model).factors
-  if len(config.dvae.ratios) != len(factors):
+  vae = autoencoder.of(config)
+  if not autoencoder.pretrained(config):
+    _check_ratios(config.dvae.ratios, vae.factors)
+  return vae.layout(config.data.image_size) | {"classes": ClassTable.of_sizes(classes).to_json()}
+
+
+def _check_ratios(ratios, factors: tuple[int, ...]) -> None:
+  if len(ratios) != len(factors):
     raise UserError(
-      f"dvae.ratios={tuple(config.dvae.ratios)} must give one share a factor of "
-      f"dvae.model.factors={factors}."
+      f"dvae.ratios={tuple(ratios)} must give one share a factor of dvae.model.factors={factors}."
     )
-  if abs(sum(config.dvae.ratios) - 1) > 1e-6:
-    raise UserError(f"dvae.ratios={tuple(config.dvae.ratios)} must sum to 1.")
-  if size % factors[-1]:
-    raise UserError(
-      f"data.image_size={size} must be a multiple of {factors[-1]}, the largest of "
-      f"dvae.model.factors; nearest is {max(1, round(size / factors[-1])) * factors[-1]}."
-    )
-  return {
-    "factors": factors,
-    "regions": (size // factors[-1],) * 2,
-    "grid": (size // factors[0],) * 2,
-    "z_channels": config.dvae.model.z_channels,
-    "classes": ClassTable.of_sizes(classes).to_json(),
-  }
+  if abs(sum(ratios) - 1) > 1e-6:
+    raise UserError(f"dvae.ratios={tuple(ratios)} must sum to 1.")
 
 
 def tokens(config) -> dict[str, int]:
@@ -244,25 +258,23 @@ def _transformer(config, name, meta, rows):
     return model.apply(params, *inputs())
 
   def frozen():
-    return {} if name == "dgt" else {"dvae": dvae_shapes(config)}  # for previews
+    return {} if name == "dgt" else {"dvae": autoencoder.shapes(config)}  # for previews
 
-  init = lambda key: model.init(key, *inputs())
-  if name != "dgt" and (
-    attached := hrig.attach(config[name], dct.make_process(config[name].diffusion), meta)
-  ):
+  init, attached = lambda key: model.init(key, *inputs()), None
+  if name != "dgt":
+    attached = hrig.attach(config[name], dct.make_process(config[name].diffusion), meta)
+  if attached is not None:
     init = attached.extend(init)
-  return (
-    init,
-    forward,
-    lambda params, frozen: jnp.sum(forward(params).astype(jnp.float32)),
-    frozen,
-  )
 
+  def loss(params, frozen):
+    out = forward(params).astype(jnp.float32)
+    if attached is None:
+      return jnp.sum(out)
+    z, t, *_ = inputs()
+    x0_hat = out[..., : z.shape[-1]]  # whatever is predicted: what follows costs the same
+    return jnp.sum(out) + attached.rule.loss(params["hrig"], z, x0_hat, z, t, rows)[0]
 
-def dvae_shapes(config) -> dict:
-  """The shapes of the DVAE's own weights, without its critic's."""
-  task = dvae.DVAETask(config.dvae, config.data.image_size)
-  return jax.eval_shape(task.init, rng.abstract_key())["gen"]
+  return init, forward, loss, frozen
 
 
 def _kept_bytes(loss, params, frozen) -> int:

@@ -21,6 +21,7 @@ from dit_jax.tasks.task import Task, reader
 from dit_jax.training.checkpoint import Checkpoints
 
 SHOWN = 6  # pictures of a preview
+LOOKED_AT = 256  # images whose size is read before training
 
 
 class SuperresTask:
@@ -83,8 +84,10 @@ def build(config, workdir, mesh) -> Task:
   del workdir, mesh
   stage = SuperresTask(config.superres, config.data.image_size)
   source = sources.open_source(dvae.every_superclass(config.data), "train")
+  if told := scaled_up(source):
+    print(told, flush=True)
   pairs = degrade.Pairs(stage.degradation, stage.crop, config.seed)
-  shown = pairs(0, dvae.collate([source[i] for i in range(min(SHOWN, len(source)))]))
+  shown = pairs(0, dvae.collate(_shown(config.data, source)))
   doubler = superres.Doubler(stage.enhance)
 
   def preview(params, frozen):
@@ -107,6 +110,38 @@ def build(config, workdir, mesh) -> Task:
     preview=preview,
     skipped=lambda: source.skipped,
   )
+
+
+def scaled_up(source: sources.ImageSource) -> str:
+  """A line about images that are smaller than they are trained at; "" where none of some is."""
+  places = np.unique(np.linspace(0, len(source) - 1, LOOKED_AT).round().astype(int))
+  sides = np.asarray([side for i in places if (side := source.short_side(int(i)))])
+  small = int(np.sum(sides < source.image_size))
+  if not small:
+    return ""
+  return (
+    f"[superres] {small} of {len(sides)} images looked at are scaled up to data.image_size="
+    f"{source.image_size}, which teaches soft pictures; half have a short side of at most "
+    f"{int(np.median(sides))} pixels: set data.image_size to what most of them have."
+  )
+
+
+def _shown(data, source: sources.ImageSource) -> list[dict]:
+  """The pictures of a preview: held-out ones where there are any."""
+  if data.holdout:
+    whole = sources.open_source(dvae.every_superclass(data), "all")
+    held = np.setdiff1d(whole.indices, source.indices)
+    if len(held):
+      return [whole[int(i)] for i in held[:SHOWN]]
+  return [source[i] for i in range(min(SHOWN, len(source)))]
+
+
+def alone(workdir) -> bool:
+  """Whether a workdir is of a recipe of this stage and no other, so that it can draw nothing."""
+  record = pathlib.Path(workdir) / "config.json"
+  if not record.exists():
+    return False
+  return tuple(configs.from_json(record.read_text(encoding="utf-8")).stages) == ("superres",)
 
 
 def restore(workdir):

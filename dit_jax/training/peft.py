@@ -19,11 +19,11 @@ STAGES = ("dgt", "dct", "dit")  # whose models have what the masks name
 BASE = "base"  # its place in TrainState.frozen
 DTYPES = ("float32", "bfloat16")
 
-BIAS = r"(.*/)?bias"
+BIAS = r"(?!hrig/)(.*/)?bias"  # not of HRIG, which is trained whole or not at all
 NORM = r"(.*/)?\w*norm\w*/\w+"  # affine of the layer norms, scales of qk_norm
 GAMMA = r"(.*/)?gamma_(attn|mlp)"
 LABEL = r"(.*/)?label/.*"  # every table, and what fuses several
-HRIG = r"(.*/)?hrig/.*"
+HRIG = r"hrig/.*"
 MASKS = {
   "full": (r".*",),
   "bitfit": (BIAS, LABEL),  # BitFit, arXiv 2106.10199

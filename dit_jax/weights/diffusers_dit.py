@@ -2,7 +2,8 @@
 
 Every block there carries its own copy of the time and label embedders, of which the model reads
 the first for the output too: they are one on the way in, and written to each on the way out.
-Positions are no weights there but the fixed sine-cosine table.
+Positions are no weights there but the fixed sine-cosine table. Neither are the frequencies of the
+timestep, w_i = 10_000 ** (-i / 127): those of DiT, which divides i by 128, under another period.
 """
 
 from dit_jax.core.errors import UserError
@@ -23,6 +24,7 @@ BLOCK = {
   "mlp/out": ("ff.net.2",),
 }
 POSITIONS = "position/table"
+MAX_PERIOD = 10_000.0 ** (128 / 127)  # with which w_i = MAX_PERIOD ** (-i / 128)
 EXPECTED = {  # what the class can be told and our model has not
   "activation_fn": ("gelu-approximate",),
   "norm_type": ("ada_norm_zero",),
@@ -81,15 +83,16 @@ def fields(config: dict) -> dict:
       raise ValueError(f"out_channels={config['out_channels']}")
     return dict(
       depth=int(config["num_layers"]),
-      width=heads * int(config["attention_head_dim"]),
       num_heads=heads,
+      width=heads * int(config["attention_head_dim"]),
       patch=int(config["patch_size"]),
       grid=(side, side),
       z_channels=z_channels,
       num_classes=int(config["num_embeds_ada_norm"]),
       learn_sigma=outputs == 2,
+      max_period=MAX_PERIOD,
     )
-  except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+  except (ArithmeticError, KeyError, TypeError, ValueError) as e:
     raise UserError(f"config.json lacks a field of {CLASSES[0]} or has a wrong one ({e}).") from e
 
 

@@ -41,6 +41,11 @@ def load(folder) -> tuple[dict, dict[str, np.ndarray]]:
     return config, files.load_safetensors(folder / WEIGHTS)[0]
   if (folder / OLD_WEIGHTS).exists():
     return config, torch_file.load(folder / OLD_WEIGHTS)
+  if any(folder.glob("*.index.json")):
+    raise UserError(
+      f"{folder} has its weights in several files (shards), which are not read; save them in one, "
+      "with save_pretrained(FOLDER, max_shard_size='99GB') in diffusers."
+    )
   raise UserError(f"{folder} has neither {WEIGHTS} nor {OLD_WEIGHTS}; download one of them.")
 
 

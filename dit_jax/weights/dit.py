@@ -1,7 +1,7 @@
 """DiT's weights as its authors publish them: a state dict in a `.pt` file (arXiv 2212.09748).
 
 A training checkpoint of theirs is {"model": .., "ema": .., "opt": .., "args": ..}: the average is
-read. The file does not say the number of heads.
+read. The file does not say the number of heads, nor the period of the timestep's frequencies.
 """
 
 import math
@@ -12,6 +12,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.weights import rename
 
 CHECKPOINT_KEYS = ("ema", "model")
+MAX_PERIOD = 10_000.0  # w_i = MAX_PERIOD ** (-i / 128)
 TOP = {
   "time/in": "t_embedder.mlp.0",
   "time/out": "t_embedder.mlp.2",
@@ -52,7 +53,9 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
     cells = arrays["pos_embed"].shape[1]
     labels = arrays["y_embedder.embedding_table.weight"].shape[0]
     outputs = arrays["final_layer.linear.weight"].shape[0] / (patch**2 * z_channels)
-  except (KeyError, ValueError, IndexError, ZeroDivisionError) as e:
+    numbers = [key.split(".")[1] for key in arrays if key.startswith("blocks.")]
+    depth = 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
+  except (ArithmeticError, KeyError, ValueError, IndexError) as e:
     raise UserError(
       f"these are not the weights of a DiT as its authors publish them ({e}); check --from."
     ) from e
@@ -62,9 +65,8 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
       f"these weights have {cells} positions and {outputs:g} outputs a channel; expected a square "
       "grid and one output, or two with a learned variance."
     )
-  numbers = [key.split(".")[1] for key in arrays if key.startswith("blocks.")]
   return dict(
-    depth=1 + max((int(n) for n in numbers if n.isdigit()), default=-1),
+    depth=depth,
     width=width,
     num_heads=num_heads,
     patch=patch,
@@ -72,4 +74,5 @@ def fields(arrays: dict[str, np.ndarray], num_heads: int) -> dict:
     z_channels=z_channels,
     num_classes=labels - 1,
     learn_sigma=outputs == 2,
+    max_period=MAX_PERIOD,
   )

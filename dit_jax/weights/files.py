@@ -40,7 +40,7 @@ def save_safetensors(path, arrays: dict[str, np.ndarray], metadata: dict[str, st
 def new_path(destination):
   """A temporary path beside `destination`, which takes its place when the block ends well.
 
-  It has the suffix of the destination.
+  It has the suffix of the destination. Folders on the way are made; where nothing came, none stays.
 
   Raises:
     UserError: the destination exists, or its folder cannot be written to.
@@ -49,7 +49,9 @@ def new_path(destination):
   if destination.exists() or destination.is_symlink():
     raise UserError(f"{destination} exists already; delete it or choose another name.")
   temporary = destination.with_name(f".tmp{os.getpid()}.{destination.name}")
+  made = []
   try:
+    made += [folder for folder in destination.parents if not folder.exists()]  # innermost first
     destination.parent.mkdir(parents=True, exist_ok=True)
     yield temporary
     os.rename(temporary, destination)
@@ -60,3 +62,6 @@ def new_path(destination):
       shutil.rmtree(temporary)
     elif temporary.exists():
       temporary.unlink()
+    with contextlib.suppress(OSError):  # one that holds something stays
+      for folder in made:
+        folder.rmdir()

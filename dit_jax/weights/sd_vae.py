@@ -99,7 +99,7 @@ def fields(config: dict, groups_of) -> dict:
     if "scaling_factor" in config:
       out["scaling_factor"] = float(config["scaling_factor"])
     groups = int(config.get("norm_num_groups", 32))
-  except (KeyError, TypeError, ValueError) as e:
+  except (ArithmeticError, KeyError, TypeError, ValueError) as e:
     raise UserError(f"config.json lacks a field of {CLASS} or has a wrong one ({e}).") from e
   if not channels or any(groups_of(n) != groups for n in channels):
     raise UserError(

@@ -153,8 +153,14 @@ def _read(archive: zipfile.ZipFile, size: int, keys: tuple[str, ...]) -> dict[st
     raise UserError("this file does not hold tensors by name (a state dict); give one that does.")
   if sum(x.nbytes for x in tree.values()) > size:
     raise Refused("tensors that hold more than the file does")
-  bytes_of = functools.lru_cache(1)(archive.read)  # tensors that share a storage follow each other
-  return {name: _array(x, bytes_of(x.storage.member)) for name, x in tree.items()}
+  sharers = {}
+  for name, x in tree.items():
+    sharers.setdefault(x.storage.member, []).append(name)
+  arrays = {}
+  for member, names in sharers.items():  # each is read once, and one is held at a time
+    data = archive.read(member)
+    arrays |= {name: _array(tree[name], data) for name in names}
+  return {name: arrays[name] for name in tree}
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -171,6 +177,8 @@ def _members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
     if info.header_offset + info.file_size > size or info.flag_bits & 1:
       raise Refused(f"the member {name[:60]!r}, which is encrypted or longer than the file")
     members[info.filename] = info.file_size
+  if sum(members.values()) > size:
+    raise Refused("members that overlap")
   return members
 
 

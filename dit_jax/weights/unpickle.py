@@ -13,6 +13,7 @@ import io
 import os
 import pickletools
 import reprlib
+import sys
 
 import numpy as np
 
@@ -33,6 +34,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 GETS = {"GET", "BINGET", "LONG_BINGET"}
 NOTHING = {"PROTO", "FRAME"}
+PLAIN = sys.hash_info.modulus  # integers of this size and more share hashes, as many as one likes
 
 
 class Refused(Exception):
@@ -204,10 +206,10 @@ class _Machine:
       self.top(list).extend(items)
     elif op in ("SETITEM", "SETITEMS"):
       items = [stack.pop(), stack.pop()][::-1] if op == "SETITEM" else self.pop_mark()
-      if not all(isinstance(key, str | int) for key in items[::2]):
-        raise Refused("a key that is neither text nor a number")
+      if not all(map(_is_key, items[::2])):
+        raise Refused("a key that is neither text nor a number of common size")
       self.top(dict).update(zip(items[::2], items[1::2], strict=True))
-    elif op in PUTS:
+    elif op in PUTS and _is_key(arg):
       self.memo[arg] = stack[-1]
     elif op == "MEMOIZE":
       self.memo[len(self.memo)] = stack[-1]
@@ -263,9 +265,20 @@ class _Machine:
     return self.stack[-1]
 
 
+def _is_key(x) -> bool:
+  """Whether a dict takes x in constant time."""
+  return isinstance(x, str) or (isinstance(x, int) and abs(x) < PLAIN)
+
+
+class _Short(reprlib.Repr):
+  def repr_instance(self, x, level):
+    """Of the other kinds of dict as of dict, which reprlib would write out whole."""
+    return self.repr_dict(x, level) if isinstance(x, dict) else super().repr_instance(x, level)
+
+
 def show(x) -> str:
   """A bounded repr: that of nested shared containers can be exponentially long."""
-  return reprlib.repr(x)[:80]
+  return _Short().repr(x)[:80]
 
 
 def _finish(x, done: dict):

@@ -159,6 +159,9 @@ def test_an_older_run_resumes_where_new_fields_mean_what_it_did():
   assert config.resume_differences(old, new) == config.resume_differences(new, old) == []
   told = config.resume_differences(old, new | {"peft": "bitfit"})
   assert told == ["peft: (absent) -> 'bitfit'"]
+  period = lambda x: {"seed": 0, "dit": {"model": {"max_period": x}}}
+  assert config.resume_differences(old, period(10_000.0)) == []
+  assert config.resume_differences(old, period(5e3)) == ["dit.model.max_period: (absent) -> 5000.0"]
 
 
 def test_refusal_names_five_fields():

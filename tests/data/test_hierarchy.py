@@ -142,6 +142,12 @@ def test_bytes_that_are_no_utf8_become_text():
     {"children": ["a"], "superclasses": ["s"], "parents": []},
     {"children": ["a"], "superclasses": ["s"], "parents": [1]},
     {"children": ["a", "a"], "superclasses": ["s"], "parents": [0, 0]},
+    {"children": ["a"], "superclasses": ["s"], "parents": [0.0]},
+    {"children": ["a"], "superclasses": ["s"], "parents": [False]},
+    {"children": ["a"], "superclasses": ["s"], "parents": [None]},
+    {"children": [1], "superclasses": ["s"], "parents": [0]},
+    {"children": ["a"], "superclasses": [None], "parents": [0]},
+    {"children": [["a"]], "superclasses": ["s"], "parents": [0]},
     {"children": ["a"]},
     ["a"],
   ],
@@ -224,6 +230,22 @@ def test_superclasses_resolve_to_their_nodes(text, nodes):
   assert DEEP.nodes[6] == "sparrow"
 
 
+def test_a_slash_at_its_end_asks_for_the_superclass():
+  """Which a child of its name, or the word for every class, would hide."""
+  table = ClassTable.from_paths([("all", "mint", "mint"), ("all", "mint", "x"), ("b", "all", "y")])
+  for text, name in (("all/", "all"), ("b/all/", "all"), ("mint/", "mint"), ("b/", "b")):
+    (node,) = table.resolve(text, superclasses=True)
+    assert node >= table.num_classes
+    assert table.nodes[node] == name
+  assert table.resolve("all", superclasses=True) == [0, 1, 2]
+  assert table.resolve("mint", superclasses=True) == [0]
+  flat = ClassTable.from_pairs([("all", "x"), ("all", "y")])
+  assert flat.resolve("all/", superclasses=True) == [2]
+  for text in ("all/", "/"):
+    with pytest.raises(UserError, match="no class is named"):
+      flat.resolve(text, superclasses=text == "/")
+
+
 @pytest.mark.parametrize(
   ("text", "superclasses", "message"),
   [
@@ -260,6 +282,8 @@ def test_a_stand_in_that_is_no_tree_is_refused(sizes):
     [[["o"], [0, 1]]],
     [[["o", "o"], [0, 1]]],
     [["o"]],
+    [[["o"], [0, False]]],
+    [[[3], [0, 0]]],
     7,
   ],
 )

@@ -110,6 +110,9 @@ def test_a_genus_of_plants_and_of_birds_is_two():
     ("c,s,s\nowl,x,x", "needs named columns"),
     ("c,s\n", "0 rows"),
     ("", "needs named columns"),
+    ("c;s\nowl;x", "columns c;s and 1 rows; its names are parted by semicolons, write commas"),
+    ("c\ts\nowl\tx", "parted by tabs"),
+    ("c|s\nowl|x", "parted by bars"),
     ('c,s\n"owl', "cannot be read"),
   ],
 )
@@ -121,7 +124,9 @@ def test_a_table_that_is_no_tree_is_refused(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("text", ['{"c": "owl"', '["owl"]', '{"c": 1, "s": "x"}',
-                                  '{"c": "owl", "s": "x"}\n{"c": "wren"}'])  # fmt: skip
+                                  '{"c": "owl", "s": "x"}\n{"c": "wren"}',
+                                  '{"c": "owl", "s": "x", "c": "wren"}',
+                                  "[" * 200_000])  # fmt: skip
 def test_lines_that_are_no_rows_are_refused(tmp_path, text):
   path = tmp_path / "t.jsonl"
   path.write_text(text, encoding="utf-8")

@@ -17,6 +17,17 @@ def test_timestep_embedder_matches_numpy():
   fake = {"time": p, "label": {"table": {"embedding": np.zeros((1, 12))}}}
   want = np.stack([ref.condition(fake, float(x), 0) for x in t])
   np.testing.assert_allclose(model.apply(params, t), want, rtol=1e-3, atol=2e-3)
+  other = embed.TimestepEmbedder(12, max_period=5_000.0).apply(params, t)
+  assert np.abs(other - want).max() > 0.1
+
+
+def test_frequencies_fall_evenly_in_the_exponent():
+  """By a step of the period's logarithm over half the channels; diffusers' are another period's."""
+  for period, step in ((10_000.0, 128), (10_000.0 ** (128 / 127), 127)):
+    want = 10_000.0 ** (-np.arange(128) / step)
+    got = embed.sinusoids(jnp.array([0.1]), 256, period)[0]
+    np.testing.assert_allclose(got[:128], np.cos(0.1 * want), atol=1e-6)
+    np.testing.assert_allclose(got[128:], np.sin(0.1 * want), rtol=2e-6)
 
 
 @pytest.mark.parametrize("width", [8, 12])

@@ -1,6 +1,7 @@
 """Doubling in tiles: a seam never shows, and a picture depends on nothing but itself."""
 
 import itertools
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 
 from dit_jax.models.superres import PictureEnhancer
 from dit_jax.nn import fourier_pair
-from dit_jax.sampling import superres
+from dit_jax.sampling import generate, superres
 
 MODEL = PictureEnhancer(depth=1, width=8)
 
@@ -51,11 +52,10 @@ def test_tiles_cover_and_share_enough():
     assert (starts[0], starts[-1]) == (0, size - tile)
     assert all(0 < b - a <= tile - superres.OVERLAP for a, b in itertools.pairwise(starts))
     total = np.zeros(2 * size)
-    for start in starts:
-      weight = superres._weight(start, tile, size)
-      assert ((weight > 0) & (weight <= 1)).all()
-      total[2 * start : 2 * (start + tile)] += weight
-    assert (total >= 1 - 1e-6).all()
+    for start, share in zip(starts, superres._shares(starts, tile), strict=True):
+      assert ((share > 0) & (share <= 1)).all()
+      total[2 * start : 2 * (start + tile)] += share
+    np.testing.assert_allclose(total, 1, rtol=1e-6)
 
 
 def test_tiled_equals_whole(params, doublers):
@@ -88,6 +88,28 @@ def test_a_picture_depends_on_itself_alone(params, doublers):
   np.testing.assert_array_equal(on_eight(params, IMAGES), both)
 
 
+def test_bytes_are_the_blended_picture_rounded_as_everywhere(params, doublers):
+  """To one level: the two fuse the product and the sum differently."""
+  want = np.asarray(generate.to_uint8(doublers[1].blended(params, IMAGES)), int)
+  got = doublers[1](params, IMAGES)
+  assert np.abs(got - want).max() <= 1
+  assert (got == want).mean() > 0.999
+
+
+def test_memory_is_that_of_the_result_and_a_row_of_tiles():
+  """Not of a second copy in float32, which is four times the result."""
+  repeat = lambda params, low: jnp.repeat(jnp.repeat(low / 127.5 - 1, 2, 1), 2, 2)
+  doubler = superres.Doubler(repeat, 64, 2, jax.devices()[:1])
+  tall = pictures(1, 1500, 96)
+  doubler({}, tall[:, :100])  # compiled
+  tracemalloc.start()
+  large = doubler({}, tall)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  np.testing.assert_array_equal(large, tall.repeat(2, 1).repeat(2, 2))
+  assert peak < 3 * large.nbytes
+
+
 def test_with_the_network_at_zero_it_is_the_padded_spectrum(params, doublers):
   zero = jax.tree.map(jnp.zeros_like, params)
   room = superres.PAD
@@ -98,7 +120,8 @@ def test_with_the_network_at_zero_it_is_the_padded_spectrum(params, doublers):
   np.testing.assert_allclose(doublers[0].blended(zero, IMAGES), want, atol=1e-5)
 
 
-def test_flat_pictures_stay_flat_and_small_ones_are_padded_more_than_once(params, doublers):
+@pytest.mark.parametrize(("h", "w"), [(6, 5), (1, 1), (1, 70)])
+def test_flat_pictures_stay_flat_and_small_ones_are_padded_more_than_once(params, doublers, h, w):
   zero = jax.tree.map(jnp.zeros_like, params)
-  small = np.full((1, 6, 5, 3), 200, np.uint8)
-  np.testing.assert_array_equal(doublers[0](zero, small), np.full((1, 12, 10, 3), 200))
+  small = np.full((1, h, w, 3), 200, np.uint8)
+  np.testing.assert_array_equal(doublers[1](zero, small), np.full((1, 2 * h, 2 * w, 3), 200))

@@ -66,18 +66,26 @@ def test_donated_buffers_alias(compiled):
   assert memory.needed(program) < size + analysis.temp_size_in_bytes + 10_000
 
 
-def test_a_fine_tune_needs_a_fraction_of_the_memory():
-  """A block of XL's width, as its compiler counts: no gradient, moments, average of matrices."""
-  need = {}
-  for name in ("full", "finediffusion"):
+def test_a_fine_tune_needs_a_fraction_of_the_memory_and_of_the_work():
+  """Blocks of XL's width, as their compiler counts: no gradient, moments, average of matrices.
+
+  `efdit` trains HRIG, whose share is largest beside few blocks, and is measured against a step
+  without it.
+  """
+  need, work, counted = {}, {}, {}
+  for name in ("full", "efdit"):
     c = configs.load(CONFIGS / "dit_xl.py")
-    c.peft = name
-    c.dit.model.update(variant="", depth=1, width=1152, num_heads=16, patch=2, dtype="float32")
+    c.peft, c.dit.hrig.enabled = name, name == "efdit"
+    c.dit.model.update(variant="", depth=2, width=1152, num_heads=16, patch=2, dtype="float32")
     c.dit.batch_size = 1
-    need[name] = memory.needed(
-      abstract.compile_step(c, "dit", CLASSES, sharding.make_mesh({}, jax.devices()[:1]))
-    )
-  assert need["finediffusion"] <= 0.75 * need["full"]
+    one = sharding.make_mesh({}, jax.devices()[:1])
+    program = abstract.compile_step(c, "dit", CLASSES, one)
+    need[name], work[name] = memory.needed(program), program.cost_analysis()["flops"]
+    c.stages = ("dit",)
+    counted[name] = sizes.measure(c, CLASSES, one)["flops_per_image"]["dit"]["train"]
+    assert counted[name] == pytest.approx(work[name], rel=0.05)
+  for cost in (need, work, counted):
+    assert cost["efdit"] <= 0.75 * cost["full"]
 
 
 def test_random_maps_recompile_nothing():
@@ -126,6 +134,17 @@ def test_images_of_the_autoencoder_stay_on_their_device():
   c.dvae.loss.update(disc_weight=0.75, disc_filters=8)
   text = abstract.compile_step(c, "dvae", CLASSES, mesh(data=8)).as_text()
   assert set(re.findall(COLLECTIVE, text)) == {"all-reduce"}
+
+
+def test_spectra_of_latents_are_taken_where_the_latents_are():
+  """HRIG's transforms, which the compiler would split over no images, gather none."""
+  c = recipe("dit_xl")
+  c.dit.model.depth = c.dit.hrig.depth = 1
+  c.dit.hrig.enabled = True
+  text = abstract.compile_step(c, "dit", CLASSES, mesh(data=8)).as_text()
+  assert set(re.findall(COLLECTIVE, text)) == {"all-reduce"}
+  spectra = re.findall(r"= c64\[(\d+),\S+ fft\(", text)
+  assert {int(rows) for rows in spectra} == {c.dit.batch_size // 8}
 
 
 @pytest.mark.parametrize("mode", slots.MODES)

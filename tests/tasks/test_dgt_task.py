@@ -3,12 +3,14 @@
 import functools
 
 import chex
+import for_tpu
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import numpy_dit as ref
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dit_jax.core import rng
 from dit_jax.core.tiers import Drop, Tiers
@@ -151,3 +153,17 @@ def test_the_mask_and_the_label_drop_are_separate_draws():
 
 def test_the_norm_is_the_number_of_images():
   assert dgt.normalizers(batch_of(b=6)) == {"images": 6.0}
+
+
+def test_the_preview_is_drawn_on_several_tpus(monkeypatch):
+  """From weights on all of them; a kernel is not split by the compiler."""
+  texts = for_tpu.lower_rows(monkeypatch)
+  model, params, _ = made(2)
+  mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  config = CONFIG.copy_and_resolve_references()
+  config.seed, config.sampling = 0, dict(map_steps=2)
+  meta = {"classes": {"children": ["a"] * CLASSES}}
+  picture = dgt.map_preview(config, model, meta, batch_of())(params, {})
+  assert picture.dtype == np.uint8
+  assert "tpu_custom_call" in texts[0]

@@ -15,7 +15,7 @@ from dit_jax.core.errors import UserError
 from dit_jax.data import latents
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.models.dit import DiT
-from dit_jax.tasks import dit, latent_stage
+from dit_jax.tasks import autoencoder, dit, latent_stage
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
 CLASSES = ClassTable.from_pairs([("owl", "barn"), ("tit", "blue"), ("tit", "great")])
@@ -62,7 +62,7 @@ def cache(tmp_path_factory):
 def build(cache, monkeypatch):
   """config -> the stage on the cache, without a DVAE behind it."""
   monkeypatch.setattr(latent_stage, "ensure", lambda *_: cache)
-  monkeypatch.setattr(latent_stage, "dvae_params", lambda _: {"decoder": np.zeros(2)})
+  monkeypatch.setattr(autoencoder, "load", lambda *_: ({"decoder": np.zeros(2)}, {}))
   return lambda config: dit.build(config, "nowhere", None)
 
 

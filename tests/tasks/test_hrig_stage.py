@@ -5,12 +5,14 @@ import json
 import pathlib
 
 import chex
+import for_tpu
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_dit as ref
 import pytest
 import tiny_images
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dit_jax.core import config as configs
 from dit_jax.core import rng
@@ -18,8 +20,9 @@ from dit_jax.core.errors import UserError
 from dit_jax.diffusion import hrig as rule
 from dit_jax.nn import fourier_pair
 from dit_jax.nn import grains as structure
-from dit_jax.sampling import generate
-from dit_jax.tasks import dct, dit, hrig, restored
+from dit_jax.nn.attention import AttentionSettings
+from dit_jax.sampling import generate, parallel
+from dit_jax.tasks import dct, dit, hrig, latent_stage, restored
 from dit_jax.train import train_and_evaluate
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "dit_xl.py"
@@ -119,6 +122,133 @@ def test_the_correction_of_a_checkpoint():
   assert np.abs(one - x0).max() > 0.01
 
 
+GRAINS = {"one": [4], "two": [4, 8]}
+
+
+def planted(factors, rows=17):
+  """(config, meta, loss, content, rows) where the error vanishes at strength 0.4.
+
+  Every image is flat, of its own value, but for a high band u where codes are fine; content
+  predicts the flat image, E answers with 2.5 u. Each says nonsense where the time, the noise or the
+  tokens that it is given are not the row's.
+  """
+  config, side = recipe(enabled=True), 8 * 4 // factors[-1]
+  config.sampling.microbatch = 2
+  meta = META | {"factors": factors, "regions": [side, side]}
+  draw = np.random.default_rng(0)
+  u = np.asarray(fourier_pair.high_pass(jnp.asarray(draw.normal(size=(1, 8, 8, 4)), jnp.float32)))
+  flat = draw.normal(size=(rows, 1, 1, 4)).astype(np.float32)
+  grains = draw.integers(0, len(factors), (rows, side, side)).astype(np.int32)
+  fine = grains.repeat(8 // side, 1).repeat(8 // side, 2)[..., None] == len(factors) - 1
+  mean, std = np.full((len(factors), 4), 0.3), np.full((len(factors), 4), 2.0)
+  latents = 2 * (flat + fine * u) + 0.3
+  held = {
+    "moments": np.concatenate([latents, np.full_like(latents, -60)], -1),
+    "grains": grains,
+    "label": np.arange(rows),
+    "index": draw.permutation(rows),
+  }
+  process = dct.make_process(config.dit.diffusion)
+  attached = hrig.attach(config.dit, process, meta)
+  answers = lambda params, y, z, t: fourier_pair.up(y) + 2.5 * u
+  attached = dataclasses.replace(attached, rule=dataclasses.replace(attached.rule, enhance=answers))
+  stage = dct.make_content(
+    config, "dit", META, {"mean": mean, "std": std}, dit.make_model, dit.content_fn
+  )
+  loss = dataclasses.replace(stage.loss, factors=tuple(factors), hrig=attached)
+
+  def content(params, z, model_time, label, grains, tokens):
+    t = (model_time[:, None, None, None] + 1) / 1000
+    eps = (z - process.schedule.alpha(t) * jnp.asarray(flat)[label]) / process.schedule.sigma(t)
+    if len(factors) > 1:
+      eps += 1e3 * (tokens.length != 4 * grains.sum((1, 2)))[:, None, None, None]
+    return jnp.concatenate([eps, 0 * eps], -1)
+
+  return config, loss, content, held
+
+
+@pytest.mark.parametrize("factors", GRAINS.values(), ids=GRAINS)
+def test_the_strength_measured_is_the_one_with_the_least_error(factors, monkeypatch):
+  config, loss, content, held = planted(factors)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  chosen = hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {})["hrig"]
+  assert chosen["strength"] == 0.4
+  assert chosen["error"] < 1e-4 < 0.1 < chosen["error_plain"]
+
+
+def test_the_strength_measured_does_not_depend_on_the_devices(monkeypatch):
+  config, loss, content, held = planted([4], rows=5)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  many = hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {})
+  monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+  assert hrig.measured(config, "", "dit", loss, content)({"hrig": {}}, {}) == many
+
+
+def test_the_strength_is_measured_on_several_tpus(monkeypatch):
+  """With weights on all of them; a kernel is not split by the compiler."""
+  texts = for_tpu.lower_rows(monkeypatch)
+  config, _, _, held = planted([4], rows=3)
+  monkeypatch.setattr(hrig, "held_out", lambda *_: dict(held))
+  stage = content_of(config)
+  shapes = jax.eval_shape(stage.init, jax.random.key(0))
+  mesh = jax.make_mesh((jax.device_count(),), ("data",))
+  params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  hrig.measured(config, "", "dit", stage.loss, dit.content_fn(stage.model))(params, {})
+  assert "tpu_custom_call" in texts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+  """What the gate asks of a model."""
+
+  attention: AttentionSettings
+  clone = dataclasses.replace
+
+
+def test_the_strength_is_measured_of_what_is_sampled(monkeypatch):
+  """Dense attention at the times, row by row, at which sampling is dense."""
+  config = recipe(enabled=True)
+  stage = content_of(config)
+  attention = AttentionSettings(kind="pro", dense_snr=4.0)
+  stage = dataclasses.replace(stage, model=Transformer(attention))
+  given = []
+  monkeypatch.setattr(hrig, "measured", lambda *args: given.append(args[-1]))
+  for module, name in ((dct.autoencoder, "load"), (latent_stage, "picture_preview")):
+    monkeypatch.setattr(module, name, lambda *_: [None])
+  monkeypatch.setattr(latent_stage, "task", lambda *_, **__: None)
+  shows = lambda model: lambda params, z, *_: jnp.full_like(z, model.attention.kind == "full")
+  dct.content_task(config, "", None, "dit", stage, shows)
+  schedule = stage.loss.process.schedule
+  t = jnp.asarray(rule.window_times(schedule, 1.0, 9))
+  clear = schedule.alpha(t) ** 2 >= 4 * schedule.sigma(t) ** 2
+  assert 0 < clear.sum() < 9
+  got = given[0]({}, jnp.zeros((9, 8, 8, 4)), schedule.model_time(t), None, None, None)
+  np.testing.assert_array_equal(got[:, 0, 0, 0], clear)
+
+
+def test_held_out_images_of_all_classes_get_times_of_all_kinds(monkeypatch):
+  """Times ascend and the split goes by class, so the images are shuffled, by the seed."""
+  images = [
+    {"image": np.full((4, 4, 3), i, np.uint8), "label": np.int32(i // 10), "index": np.int32(i)}
+    for i in range(40)
+  ]
+  places = parallel.Rows(2)
+  encode = places.jit(lambda params, rows: rows["image"].mean((1, 2, 3)))
+  plain = lambda config, maps, rows: rows | {"grains": np.zeros((len(rows["image"]), 1, 1), int)}
+  monkeypatch.setattr(hrig.sources, "open_source", lambda *_: images)
+  monkeypatch.setattr(hrig.autoencoder, "load", lambda *_: ({}, None))
+  monkeypatch.setattr(hrig.grain_maps.GrainMaps, "from_record", lambda _: None)
+  monkeypatch.setattr(latent_stage, "with_grains", plain)
+  monkeypatch.setattr(latent_stage, "encoder", lambda _: (places, encode))
+  rows = hrig.held_out(recipe(), "", 20)
+  assert len(rows["index"]) == len(set(rows["index"].tolist())) == 20
+  np.testing.assert_array_equal(rows["moments"], rows["index"])
+  np.testing.assert_array_equal(rows["label"], rows["index"] // 10)
+  assert set(rows["label"][:10].tolist()) == set(rows["label"][10:].tolist()) == set(range(4))
+  np.testing.assert_array_equal(hrig.held_out(recipe(), "", 20)["index"], rows["index"])
+
+
 def test_numbers_out_of_range_are_refused():
   with pytest.raises(UserError, match="snr=-1"):
     content_of(recipe(enabled=True, snr=-1.0))
@@ -140,7 +270,7 @@ def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys):
   assert chosen["strength"] in rule.STRENGTHS
   assert chosen["error"] <= chosen["error_plain"]
   assert f"[dit] hrig: strength {chosen['strength']}" in told
-  assert "of 4 held-out latents" in told
+  assert told.count("of 4 held-out latents") == 2  # before the first step, and in the save
   assert (run.models.correct_x0 is None) == (chosen["strength"] == 0)
   json.dumps(chosen)
 

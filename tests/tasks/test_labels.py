@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from dit_jax.core import rng
 from dit_jax.core.errors import UserError
 from dit_jax.core.tiers import Drop, Tiers
 from dit_jax.data.hierarchy import ClassTable
+from dit_jax.sampling import generate
 from dit_jax.tasks import dct, dgt, dit, labels, sizes
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[2] / "configs"
@@ -110,6 +112,26 @@ def test_labels_that_make_no_sense_are_refused(stage, fields, message):
   config[stage].labels.update(fields)
   with pytest.raises(UserError, match=message):
     sizes.check_models(config)
+
+
+@pytest.mark.parametrize(
+  ("labels_", "label_drop", "refused"),
+  [
+    (dict(fusion="none"), 0.0, True),
+    (dict(fusion="none"), 0.1, False),
+    (dict(fusion="sum", p_drop=0.0), 0.1, True),
+    (dict(fusion="sum", p_drop=0.0, p_null=0.1), 0.0, False),
+    (dict(fusion="sum", p_drop=0.1), 0.0, False),
+  ],
+)
+@pytest.mark.parametrize("name", ["guidance", "map_guidance"])
+def test_guidance_away_from_a_label_that_was_never_shown(name, labels_, label_drop, refused):
+  config = recipe(**labels_)
+  config.dgt.label_drop = config.dct.diffusion.label_drop = label_drop
+  settings = lambda scale: generate.Settings(**dict(config.sampling) | {name: scale})
+  labels.check_guidance(config, settings(1.0))
+  with pytest.raises(UserError, match=rf"^{name}=2.0 leads") if refused else nullcontext():
+    labels.check_guidance(config, settings(2.0))
 
 
 def test_a_null_node_in_one_stage_alone_is_refused():

@@ -21,8 +21,8 @@ from dit_jax.diffusion.schedules import RectifiedFlow
 from dit_jax.models import dit
 from dit_jax.nn import grains as structure
 from dit_jax.nn.attention import AttentionSettings
+from dit_jax.tasks import autoencoder, dvae, latent_stage
 from dit_jax.tasks import dit as dit_task
-from dit_jax.tasks import dvae, latent_stage
 from dit_jax.training import sharding, state
 from dit_jax.training.checkpoint import Checkpoints
 
@@ -109,7 +109,7 @@ def test_records_are_the_encodings_of_images_and_of_mirrored_images(trained):
   maps = grain_maps.GrainMaps.from_record(cache.meta["thresholds"])
   stage = dvae.DVAETask(config.dvae, SIZE)
   encode = jax.jit(stage.encode_moments)
-  params = {"gen": latent_stage.dvae_params(workdir)}
+  params = {"gen": autoencoder.load(config, workdir)[0]}
   n, place = len(source), {}
   for position in range(len(cache)):
     place[int(cache.indices[position]), bool(cache.flipped[position])] = position

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_images
+from PIL import Image
 
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import degrade, sources
 from dit_jax.sampling.superres import Doubler
 from dit_jax.tasks import superres
-from dit_jax.train import train_and_evaluate
+from dit_jax.train import check_recipe, train_and_evaluate
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "superres.py"
 
@@ -91,6 +92,39 @@ def test_a_finished_run_doubles_pictures(recipe, tmp_path):
   assert large.shape == (1, 32, 32, 3)
   with pytest.raises(UserError, match="no checkpoint in"):
     superres.restore(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("holdout", "shown"), [(5, [4, 9, 14, 19]), (0, range(6)), (6, range(6))], ids=str
+)
+def test_previews_show_held_out_images_where_there_are_any(recipe, holdout, shown):
+  """No class has the six images of which one would be held out."""
+  recipe.data.holdout = holdout
+  source = sources.open_source(recipe.data, "train")
+  items = superres._shown(recipe.data, source)
+  assert [int(item["index"]) for item in items] == list(shown)
+
+
+def test_images_that_are_scaled_up_are_told(recipe, tmp_path):
+  images = tiny_images.write(tmp_path / "set", per_class=5)
+  recipe.data.path = str(images)
+  told = lambda: superres.scaled_up(sources.open_source(recipe.data, "train"))
+  assert told() == ""  # they have 40 pixels
+  recipe.data.image_size = 41
+  assert told().startswith(
+    "[superres] 16 of 16 images looked at are scaled up to data.image_size=41"
+  )
+  assert "at most 40 pixels: set data.image_size" in told()
+  Image.new("RGB", (50, 41)).save(images / "birds" / "finch" / "0.png")
+  (images / "birds" / "gull" / "0.png").write_bytes(b"torn")
+  assert "14 of 15 images" in told()
+
+
+def test_the_stage_may_follow_those_that_draw(recipe):
+  both = configs.load(RECIPE.with_name("demo.py"), "tiny")
+  with both.unlocked():
+    both.superres, both.stages = recipe.superres, (*both.stages, "superres")
+  assert check_recipe(both)[0] == ("dvae", "dgt", "dct", "superres")
 
 
 @pytest.mark.parametrize(

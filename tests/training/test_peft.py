@@ -50,10 +50,10 @@ def batch_of(rows=4):
 def test_what_each_mask_trains():
   """Of a model with everything that a mask could name."""
   params = params_of("difffit", qk_norm=True)["params"]
-  params |= {"hrig": {"conv": {"kernel": jnp.ones(2)}}}
+  params |= {"hrig": {"conv": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}}}
   params["label"] |= {"fuse": {"kernel": jnp.ones(2)}}
   kinds = {
-    "bias": lambda n: n.endswith("/bias"),
+    "bias": lambda n: n.endswith("/bias") and not n.startswith("hrig/"),
     "norm": lambda n: "norm" in n,
     "gamma": lambda n: "gamma" in n,
     "label": lambda n: n.startswith("label/"),

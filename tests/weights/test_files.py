@@ -1,5 +1,7 @@
 """Safetensors come back as they were; a new file is there whole or not at all."""
 
+import json
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -31,6 +33,10 @@ def lies(data: bytes) -> dict[str, bytes]:
   size = int.from_bytes(data[:8], "little")
   header = data[8 : 8 + size]
   remade = lambda h: len(h).to_bytes(8, "little") + h + data[8 + size :]
+  told = json.loads(header)
+  placed = lambda name, *span: remade(
+    json.dumps(told | {name: told[name] | {"data_offsets": span}}).encode()
+  )
   return {
     "empty": b"",
     "no header": data[:5],
@@ -43,6 +49,15 @@ def lies(data: bytes) -> dict[str, bytes]:
     "a huge shape": remade(header.replace(b"[3,4]", b"[9999999999999999999,4]")),
     "another dtype": remade(header.replace(b'"F16"', b'"F64"')),
     "an unknown dtype": remade(header.replace(b'"F16"', b'"OBJ"')),
+    "a header longer than the file": (size + 2**20).to_bytes(8, "little") + data[8:],
+    "a header of 128 MB": (2**27).to_bytes(8, "little") + data[8:],
+    "arrays that overlap": placed("half", 56, 64),
+    "an array past the end": placed("half", 2**40, 2**40 + 8),
+    "a negative offset": placed("half", -8, 0),
+    "an end before its start": placed("half", 72, 64),
+    "an offset past integers": placed("half", 2**64, 2**64 + 8),
+    "a name twice": remade(header.replace(b'"half"', b'"brain"')),
+    "nested lists": remade(b"[" * 200_000),
     "a pickle": b"\x80\x04cos\nsystem\n(Vtrue\ntR.",
   }
 
@@ -63,6 +78,7 @@ def test_torn_and_lying_files_are_refused(tmp_path):
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_new_path_appears_when_it_is_whole(tmp_path, folder):
+  (tmp_path / "deep").mkdir()
   destination = tmp_path / "deep" / "w.pt"
 
   def write(path):
@@ -82,6 +98,23 @@ def test_a_new_path_appears_when_it_is_whole(tmp_path, folder):
   assert [p.name for p in (tmp_path / "deep").iterdir()] == ["w.pt"]
   with pytest.raises(UserError, match="exists already"), files.new_path(destination):
     pass
+
+
+@pytest.mark.parametrize("destination", ["new/deep/w", "old/deep/w", "old/w"])
+def test_where_nothing_came_no_folder_stays(tmp_path, destination):
+  (tmp_path / "old").mkdir()
+
+  def attempt(beside=""):
+    with pytest.raises(UserError, match="no"), files.new_path(tmp_path / destination) as new:  # noqa: PT012
+      assert new.parent.is_dir()
+      if beside:
+        (new.parent / beside).write_bytes(b"x")
+      raise UserError("no")
+
+  attempt()
+  assert [p.name for p in tmp_path.rglob("*")] == ["old"]
+  attempt("somebody's")
+  assert (tmp_path / destination).with_name("somebody's").exists()
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):

@@ -6,6 +6,7 @@ import copyreg
 import io
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -193,6 +194,32 @@ def test_small_files_cannot_ask_for_much_work():
     unpickle.loads(pickle.dumps(cycle, 2))
   with pytest.raises(UserError):
     unpickle.loads(b"]" * 100_000 + b"a" * 99_999 + b".")
+
+
+def test_keys_that_share_a_hash_are_refused():
+  """k (2**61 - 1) hashes to 0 for every k: 2**16 of them cost 2**31 comparisons."""
+  step = sys.hash_info.modulus
+  for bad in (step, -step, 3 * step):
+    with pytest.raises(UserError, match="a key that is neither text nor a number of common size"):
+      unpickle.loads(pickle.dumps({bad: 1}, 2))
+  with pytest.raises(UserError, match="PUT"):
+    unpickle.loads(f"Np{step}\n.".encode())
+  many = pickle.dumps({k * step: None for k in range(1, 200)}, 2)
+  with pytest.raises(UserError, match="key"):
+    unpickle.loads(many)
+  state = {"state": {0: {"step": 1.0}, 140_234_567_890_123: {}, -1: {}}, "groups": [{"lr": 0.1}]}
+  assert unpickle.loads(pickle.dumps(state, 2)) == state  # an optimizer's, by number or address
+
+
+def test_a_refusal_is_short_whatever_it_shows():
+  """Nested shared dicts of any kind are exponentially long when written out."""
+  for kind in (dict, collections.OrderedDict):
+    shared = kind()
+    for _ in range(60):
+      shared = kind(a=shared, b=shared)
+    with pytest.raises(UserError, match="a call of") as e:
+      unpickle.loads(pickle.dumps(shared, 2)[:-1] + b")R.")
+    assert len(str(e.value)) < 300
 
 
 @pytest.mark.parametrize("protocol", [3, 4])
