@@ -2,9 +2,9 @@
 
   python benchmarks/reproduce.py --paper=efdit --data=FOLDER [--workdir=DIR] [--seeds=0,1,2]
 
-`efdit`: one base that knows no classes, then the 2^3 fine-tunes {TE, HRIG, ProAttention} from it
-(configs/efdit_birds.py). Every run draws as many pictures as there are held-out photos, of the same
-classes, and is scored against those. A finished run leaves a JSON file in --out and is not
+`efdit`: one base that is shown superclasses alone, then the 2^3 fine-tunes {TE, HRIG, ProAttention}
+from it (configs/efdit_birds.py). Every run draws as many pictures as there are held-out photos, of
+the same classes, and is scored against those. A finished run leaves a JSON file in --out and is not
 repeated; with all of them there, only the table is printed. A kept --workdir resumes what was
 interrupted. Once the base is there, commands with other --seeds may share --out and --workdir.
 """
@@ -199,21 +199,21 @@ class Study:
     import jax
 
     from dit_jax.evals import features
-    from dit_jax.tasks import dvae, latent_stage
+    from dit_jax.tasks import autoencoder, dvae
 
     config = self.trained_base()
     stage = dvae.DVAETask(config.dvae, config.data.image_size)
-    params = {"gen": latent_stage.dvae_params(self.base)}
+    params = {"gen": autoencoder.load(config, self.base)[0]}
     maps = np.zeros((1, *(config.data.image_size // config.dvae.model.factors[0],) * 2), np.int32)
     again = jax.jit(lambda x: stage.reconstruct(params, x, maps.repeat(len(x), 0)))
     return features.in_batches(again, images_of(self.source("heldout"))), {}
 
   def before(self, seed: int):
-    """The base's pictures, of no class."""
+    """The base's pictures of the held-out photos' superclasses."""
     from dit_jax.tasks import base
 
     self.trained_base()
-    return self.drawn(self.base, seed), {"base": base.read(self.base / "dit")[1]}
+    return self.drawn(self.base, seed, level=1), {"base": base.read(self.base / "dit")[1]}
 
   def after(self, seed: int, on: tuple[str, ...]):
     """A fine-tune's pictures of the held-out photos' classes."""
@@ -244,15 +244,15 @@ class Study:
     train.train_and_evaluate(config, self.base)
     return config
 
-  def drawn(self, workdir: pathlib.Path, seed: int) -> np.ndarray:
-    """Pictures of the held-out photos' classes, or of no class where a run knows none."""
+  def drawn(self, workdir: pathlib.Path, seed: int, level: int = 0) -> np.ndarray:
+    """Pictures of the held-out photos' classes, or of what holds those at a level of the tree."""
     from dit_jax.sampling import generate
     from dit_jax.tasks import restored
 
     run = restored.load(workdir)
     label = self.source("heldout").labels
-    if run.config.dit.diffusion.label_drop == 1:
-      label = np.full_like(label, run.num_classes)
+    if level:
+      label = run.models.tiers.ancestors(level)[label]
     index = np.arange(len(label), dtype=np.int32)
     generator = generate.Generator(run.models, run.settings())
     maps = generator.grain_maps(run.params, label, index, seed)
@@ -281,7 +281,7 @@ class Study:
   # What is printed and drawn.
 
   def print_budget(self, seeds: int) -> None:
-    """A table of the runs and their FLOPs: two a multiply-add, without HRIG's own network."""
+    """A table of the runs and what they cost to train, two FLOPs a multiply-add."""
     from dit_jax.data import sources
     from dit_jax.tasks import sizes
     from dit_jax.training import sharding
@@ -314,7 +314,7 @@ class Study:
     held = self.source("heldout")
     chosen = np.linspace(0, held.classes.num_classes - 1, columns).round().astype(int)
     places = [int(np.flatnonzero(held.labels == label)[0]) for label in chosen]
-    rows = {"before: the base, of no class": f"base_drawn{seed}"}
+    rows = {"before: the base, of their superclasses": f"base_drawn{seed}"}
     for on in self.paper.shown:
       name = "_".join(on) or "plain"
       rows[f"fine-tuned, {name.replace('_', ' + ')}"] = f"{name}_seed{seed}_drawn{seed}"

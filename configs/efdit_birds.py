@@ -1,7 +1,7 @@
 """EFDiT's fine-tuning on bird photos at 64 px, at a size for two CPU cores.
 
 Made for birds100: 2,999 photos, Family/Species/*.jpg, 30 families and 100 species; any folder of
-two levels will do. A base that knows birds and no names (`:base`), then a fine-tune that teaches it
+two levels will do. A base that is shown families alone (`:base`), then a fine-tune that teaches it
 the species: tiered labels, HRIG, and ProAttention where it is asked for. Sizes and rates are ours,
 chosen for a CPU: no paper row belongs to them (the paper, arXiv 2512.05152, has no such set). Every
 5th photo of a species is held out.
@@ -36,13 +36,14 @@ def get_config(arg=None):
   c.latents.flip = True
   c.sampling.update(
     steps=4 if tiny else 12,
-    guidance=1.0 if base else 1.5,  # away from the family; without tiers, from "no class"
+    guidance=1.5,  # away from the family; without tiers, and of the base, from "no class"
+    guidance_level=2 if base else 1,
     microbatch=4 if tiny else 32,  # rows of a program on one device
   )
 
   c.dvae.model.update(factors=(4,), encoder_mults=(1, 1, 2), decoder_mults=(1, 1, 2))
   c.dvae.ratios = (1.0,)
-  c.dvae.total_steps = 4 if tiny else 600
+  c.dvae.total_steps = 4 if tiny else 1_500
 
   c.dit = c.dct
   del c.dit.buckets, c.dit.model.window, c.dit.model.refine_depth
@@ -53,13 +54,14 @@ def get_config(arg=None):
     num_heads=2 if tiny else 4,
   )
   c.dit.model.attention.pro_min_tokens = 1  # kind="pro" is forced on sequences this short
-  c.dit.labels.fusion = "none" if base else "sum"
+  c.dit.labels.fusion = "sum"
+  if base:
+    c.dit.labels.update(p_drop=1.0, p_null=0.1)  # never a species
   c.dit.diffusion.grain_weights = (1.0,)
-  c.dit.diffusion.label_drop = 1.0 if base else 0.1  # the base is shown no class
   c.dit.hrig.enabled = not base
   c.dit.optim.update(name="muon" if base else "adam", lr=2e-3 if base else 1e-2)
   c.dit.batch_size = 8 if tiny else 32 if base else 16
-  c.dit.total_steps = 4 if tiny else 1_200 if base else 300
+  c.dit.total_steps = 4 if tiny else 5_000 if base else 300
   c.dit.ema_decay = 0.995 if base else 0.99
   c.dit.every = dict(log=2 if tiny else 25, save=2 if tiny else 300, preview=4 if tiny else 300)
   del c.dgt, c.dct
