@@ -197,6 +197,7 @@ class Study:
   def decoded(self):
     """The held-out photos, encoded and decoded: what a perfect transformer would be scored."""
     import jax
+    import jax.numpy as jnp
 
     from dit_jax.evals import features
     from dit_jax.tasks import autoencoder, dvae
@@ -204,8 +205,9 @@ class Study:
     config = self.trained_base()
     stage = dvae.DVAETask(config.dvae, config.data.image_size)
     params = {"gen": autoencoder.load(config, self.base)[0]}
-    maps = np.zeros((1, *(config.data.image_size // config.dvae.model.factors[0],) * 2), np.int32)
-    again = jax.jit(lambda x: stage.reconstruct(params, x, maps.repeat(len(x), 0)))
+    regions = (config.data.image_size // config.dvae.model.factors[0],) * 2
+    maps = lambda x: jnp.zeros((len(x), *regions), jnp.int32)
+    again = jax.jit(lambda x: stage.reconstruct(params, x, maps(x)))
     return features.in_batches(again, images_of(self.source("heldout"))), {}
 
   def before(self, seed: int):

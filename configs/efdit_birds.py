@@ -59,7 +59,7 @@ def get_config(arg=None):
     c.dit.labels.update(p_drop=1.0, p_null=0.1)  # never a species
   c.dit.diffusion.grain_weights = (1.0,)
   c.dit.hrig.enabled = not base
-  c.dit.optim.update(name="muon" if base else "adam", lr=2e-3)
+  c.dit.optim.update(name="muon" if base else "adam", lr=2e-3 if base else 1e-2)
   c.dit.batch_size = 8 if tiny else 32 if base else 16
   c.dit.total_steps = 4 if tiny else 5_000 if base else 300
   c.dit.ema_decay = 0.995 if base else 0.99
