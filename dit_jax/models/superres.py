@@ -37,12 +37,14 @@ class FourierBlock(nn.Module):
     film = nn.Dense(2 * width, kernel_init=zeros, name="film")(c)[:, None, None]
     scale, shift = jnp.split(film, 2, axis=-1)
     h = nn.silu((1 + scale) * x + shift)
-    grid, plane = x.shape[1:3], dict(axes=(1, 2), norm="ortho")
-    f = by_rows(lambda h: jnp.fft.rfft2(h, **plane))(h)
-    f = jnp.concatenate([f.real, f.imag], axis=-1)
-    f = nn.silu(nn.Dense(2 * width, use_bias=False, name="spectral")(f))
-    re, im = jnp.split(f, 2, axis=-1)
-    far = by_rows(lambda f: jnp.fft.irfft2(f, s=grid, **plane))(jax.lax.complex(re, im))
+    # Channels lead, as in the transforms: their own transpose fused into the product behind it is
+    # more than XLA's Triton compiler can tile (jax 0.10.2).
+    f = by_rows(lambda h: jnp.fft.rfft2(h, norm="ortho"))(jnp.moveaxis(h, -1, 1))
+    f = jnp.concatenate([f.real, f.imag], axis=1)
+    mixed = nn.Einsum((2 * width,) * 2, "bchw,cd->bdhw", use_bias=False, name="spectral")(f)
+    re, im = jnp.split(nn.silu(mixed), 2, axis=1)
+    inverse = by_rows(lambda f: jnp.fft.irfft2(f, s=x.shape[1:3], norm="ortho"))
+    far = jnp.moveaxis(inverse(jax.lax.complex(re, im)), 1, -1)
     return x + far + conv3(width, jnp.float32, "spatial")(h)
 
 
