@@ -1,8 +1,8 @@
 """Records of finished runs, one small JSON each, and how a table of them reads.
 
 A record has `row`, `seed`, `on` (the factors of a cell; null where the row is no cell), `card` (of
-dit_jax.evals.fidelity), `config`, and where there are such things, the hash of its `base` and
-`hrig`, the strength that was measured.
+dit_jax.evals.fidelity), `recognised` (of benchmarks.judge, null for training photos), `config`, and
+where there are such things, the hash of its `base` and `hrig`, the strength that was measured.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import json
 import numpy as np
 
 METRICS = ("VGG-FD", "VGG-KID")  # both fall as pictures get nearer to the photos
+LABELS = ("class", "superclass")  # percentages of pictures that are taken for what was asked for
 
 
 def as_json(config) -> dict:
@@ -60,14 +61,19 @@ class Effect:
 
   Attributes:
     factor: its name.
-    by_seed: metric -> mean of the cells with it - mean of those without it, seed by seed.
+    by_seed: metric or label -> mean of the cells with it - mean of those without it, seed by seed.
     reading: "better" or "worse" where every seed says so in every metric, and the mean VGG-FD
-      moves by what can be told apart; else "not resolved".
+      moves by what can be told apart; else "not resolved". Labels have no part in it.
   """
 
   factor: str
   by_seed: dict[str, list[float]]
   reading: str
+
+
+def numbers(record: dict) -> dict[str, float]:
+  """Metrics and labels of a record by name; training photos have no labels."""
+  return record["card"]["metrics"] | (record["recognised"] or {})
 
 
 def effects(records: list[dict], factors: tuple[str, ...], resolution: float) -> list[Effect]:
@@ -83,15 +89,15 @@ def effects(records: list[dict], factors: tuple[str, ...], resolution: float) ->
 
   def mean(metric, seed, factor, side):
     chosen = [r for r in cells if r["seed"] == seed and (factor in r["on"]) == side]
-    return np.mean([r["card"]["metrics"][metric] for r in chosen])
+    return np.mean([numbers(r)[metric] for r in chosen])
 
   found = []
   for factor in factors:
     by_seed = {
       m: [float(mean(m, s, factor, True) - mean(m, s, factor, False)) for s in seeds]
-      for m in METRICS
+      for m in METRICS + LABELS
     }
-    every = np.concatenate(list(by_seed.values()))
+    every = np.concatenate([by_seed[m] for m in METRICS])
     reading = "not resolved"
     if abs(np.mean(by_seed["VGG-FD"])) >= resolution and abs(np.sign(every).sum()) == len(every):
       reading = "better" if every[0] < 0 else "worse"
@@ -105,19 +111,23 @@ def resolution_of(records: list[dict]) -> float:
   return max(floor) - min(floor)
 
 
+def mean_and_sd(values: list[float | None]) -> str:
+  """18 characters: the mean, and in brackets the sd where there are several; "-" for no values."""
+  if None in values:
+    return f"{'-':>10s}{'':8s}"
+  sd = f"({np.std(values, ddof=1):.2f})" if len(values) > 1 else ""
+  return f"{np.mean(values):10.2f} {sd:7s}"
+
+
 def print_table(records: list[dict], factors: tuple[str, ...]) -> None:
   """Rows as mean and sd over seeds, then the effects and how they read."""
-  n = records[0]["card"]["n"]
-  print(f"\n{'n = ' + str(n):16s} seeds  {'VGG-FD':>16s}  {'VGG-KID':>16s}  HRIG's strength")
+  head = "".join(f"{name:>10s}{'':8s}" for name in (*METRICS, "class %", "superclass %"))
+  print(f"\n{'n = ' + str(records[0]['card']['n']):16s} seeds{head}HRIG's strength")
   for name in dict.fromkeys(r["row"] for r in records):
     rows = [r for r in records if r["row"] == name]
-    shown = []
-    for metric in METRICS:
-      x = [r["card"]["metrics"][metric] for r in rows]
-      sd = f"({np.std(x, ddof=1):.2f})" if len(x) > 1 else ""
-      shown.append(f"{np.mean(x):8.2f} {sd:>7s}")
+    shown = "".join(mean_and_sd([numbers(r).get(m) for r in rows]) for m in METRICS + LABELS)
     strength = " ".join(f"{r['hrig']['strength']}" for r in rows if "hrig" in r)
-    print(f"{name:16s} {len(rows):5d}  {'  '.join(shown)}  {strength}")
+    print(f"{name:16s} {len(rows):5d}{shown}{strength}".rstrip())
   resolution = resolution_of(records)
   print(
     f"\neffects: cells with a factor less cells without it, by seed; VGG-FD {resolution:.1f} is"

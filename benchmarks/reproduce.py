@@ -15,6 +15,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import re
 import sys
 import tempfile
 import time
@@ -32,12 +33,12 @@ class Paper:
 
   Attributes:
     recipe: in configs/; `:base` trains what all cells start from.
-    factors: name -> (field of the recipe, its value where off, its value where on).
+    factors: name -> {field of the recipe: (its value where off, its value where on)}.
     shown: cells of the grid of pictures, as the factors that are on.
   """
 
   recipe: str
-  factors: dict[str, tuple[str, Any, Any]]
+  factors: dict[str, dict[str, tuple[Any, Any]]]
   shown: tuple[tuple[str, ...], ...]
 
 
@@ -45,9 +46,10 @@ PAPERS = {
   "efdit": Paper(
     "efdit_birds.py",
     {
-      "TE": ("dit.labels.fusion", "none", "sum"),
-      "HRIG": ("dit.hrig.enabled", False, True),
-      "Pro": ("dit.model.attention.kind", "full", "pro"),
+      # Both sides are guided away from "no class", which is another level of another tree.
+      "TE": {"dit.labels.fusion": ("none", "sum"), "sampling.guidance_level": (1, 2)},
+      "HRIG": {"dit.hrig.enabled": (False, True)},
+      "Pro": {"dit.model.attention.kind": ("full", "pro")},
     },
     shown=((), ("TE", "HRIG"), ("TE", "HRIG", "Pro")),
   ),
@@ -64,6 +66,7 @@ class Run:
     config: its recipe, without the places of data and base.
     make: () -> (images, facts), the work.
     on: factors of a cell; None where the row is none.
+    asked: whether the images are made for classes, not training photos of them.
   """
 
   name: str
@@ -71,6 +74,7 @@ class Run:
   config: Any
   make: Callable[[], tuple[np.ndarray, dict]]
   on: tuple[str, ...] | None = None
+  asked: bool = True
 
 
 def main(words=None) -> None:
@@ -104,7 +108,7 @@ class Study:
   Args:
     paper: of PAPERS.
     data: the folder; "" where every run is finished.
-    workdir: one folder a run goes here, the base's and the reference's features.
+    workdir: one folder a run goes here, and the base's.
     tiny: takes the recipe's `:tiny`.
   """
 
@@ -112,7 +116,7 @@ class Study:
     self.paper, self.data, self.tiny = paper, data, tiny
     self.workdir = workdir.resolve()
     self.base = self.workdir / "base"
-    self._reference = None
+    self._judge = None
 
   def recipe(self, seed: int = 0, on: tuple[str, ...] | None = None):
     """The config of the base, or of the cell where the factors `on` are on."""
@@ -122,19 +126,22 @@ class Study:
     c = configs.load(ROOT / "configs" / self.paper.recipe, ",".join(words))
     c.data.path, c.seed, c.dit.every.preview = self.data, seed, 0
     if on is not None:
-      chosen = {field: values[name in on] for name, (field, *values) in self.paper.factors.items()}
-      c.update_from_flattened_dict(chosen)
+      for name, fields in self.paper.factors.items():
+        c.update_from_flattened_dict({field: sides[name in on] for field, sides in fields.items()})
     return c
 
   def runs(self, seeds):
     """Every row for every seed, in the table's order, seed by seed."""
+    from benchmarks import judge
+
     names = tuple(self.paper.factors)
     sides = itertools.product((False, True), repeat=len(names))
     cells = [tuple(itertools.compress(names, side)) for side in sides]
     base = self.recipe()
+    yield Run("held out", 0, base, lambda: (judge.images_of(self.source("heldout")), {}))
     yield Run("decoded", 0, base, self.decoded)
     for seed in seeds:
-      yield Run("floor", seed, base, lambda seed=seed: self.photos(seed))
+      yield Run("floor", seed, base, lambda seed=seed: self.photos(seed), asked=False)
       yield Run("before", seed, base, lambda seed=seed: self.before(seed))
       for on in cells:
         make = lambda seed=seed, on=on: self.after(seed, on)
@@ -151,30 +158,31 @@ class Study:
     from benchmarks import effects
     from dit_jax.core.errors import UserError
 
-    path = out / f"{run.name.lower().replace('+', '_')}_seed{run.seed}.json"
+    path = out / f"{re.sub('[ +]', '_', run.name.lower())}_seed{run.seed}.json"
     if path.exists():
       record = json.loads(path.read_text())
       effects.refuse_other(path, record, run.config)
       return record
     if not self.data:
       raise UserError(f"{path} is missing; give --data=FOLDER to make it.")
-    begin = time.monotonic()
+    judge, begin = self.judge(), time.monotonic()
     images, facts = run.make()
-    card = self.score(images)
+    found = judge.extract(images)
     record = {
       "row": run.name,
       "on": run.on,
       "seed": run.seed,
       "minutes": round((time.monotonic() - begin) / 60, 2),
       **facts,
-      "card": dataclasses.asdict(card),
+      "card": dataclasses.asdict(judge.card(found)),
+      "recognised": judge.recognised(found) if run.asked else None,
       "config": effects.as_json(run.config),
     }
     out.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     temporary.replace(path)
-    shown = ", ".join(f"{name} {card.metrics[name]:.2f}" for name in effects.METRICS)
+    shown = ", ".join(f"{name} {record['card']['metrics'][name]:.2f}" for name in effects.METRICS)
     print(f"[{run.name}, seed {run.seed}] {shown}; {record['minutes']} minutes", flush=True)
     jax.clear_caches()  # or two dozen runs' programs stay in memory
     return record
@@ -199,6 +207,7 @@ class Study:
     import jax
     import jax.numpy as jnp
 
+    from benchmarks import judge
     from dit_jax.evals import features
     from dit_jax.tasks import autoencoder, dvae
 
@@ -208,14 +217,14 @@ class Study:
     regions = (config.data.image_size // config.dvae.model.factors[0],) * 2
     maps = lambda x: jnp.zeros((len(x), *regions), jnp.int32)
     again = jax.jit(lambda x: stage.reconstruct(params, x, maps(x)))
-    return features.in_batches(again, images_of(self.source("heldout"))), {}
+    return features.in_batches(again, judge.images_of(self.source("heldout"))), {}
 
   def before(self, seed: int):
     """The base's pictures of the held-out photos' superclasses."""
     from dit_jax.tasks import base
 
-    self.trained_base()
-    return self.drawn(self.base, seed, level=1), {"base": base.read(self.base / "dit")[1]}
+    config = self.trained_base()
+    return self.drawn(self.base, config, seed, level=1), {"base": base.read(self.base / "dit")[1]}
 
   def after(self, seed: int, on: tuple[str, ...]):
     """A fine-tune's pictures of the held-out photos' classes."""
@@ -231,8 +240,8 @@ class Study:
       (workdir / "latents").symlink_to(self.base / "latents", target_is_directory=True)
     train.train_and_evaluate(config, workdir)
     meta = Checkpoints(workdir / "dit").read_meta()
-    facts = {"base": meta["base"]["hash"]}
-    return self.drawn(workdir, seed), facts | ({"hrig": meta["hrig"]} if "hrig" in meta else {})
+    facts = {"base": meta["base"]["hash"]} | {k: meta[k] for k in ("hrig",) if k in meta}
+    return self.drawn(workdir, config, seed), facts
 
   def trained_base(self):
     """Trains what all cells start from, once; its config."""
@@ -246,8 +255,11 @@ class Study:
     train.train_and_evaluate(config, self.base)
     return config
 
-  def drawn(self, workdir: pathlib.Path, seed: int, level: int = 0) -> np.ndarray:
-    """Pictures of the held-out photos' classes, or of what holds those at a level of the tree."""
+  def drawn(self, workdir: pathlib.Path, config, seed: int, level: int = 0) -> np.ndarray:
+    """Pictures of the held-out photos' classes, or of what holds those at a level of the tree.
+
+    As `config` says today: a base that is trained already remembers how it was to be sampled then.
+    """
     from dit_jax.sampling import generate
     from dit_jax.tasks import restored
 
@@ -256,29 +268,20 @@ class Study:
     if level:
       label = run.models.tiers.ancestors(level)[label]
     index = np.arange(len(label), dtype=np.int32)
-    generator = generate.Generator(run.models, run.settings())
+    generator = generate.Generator(run.models, run.settings(**config.sampling))
     maps = generator.grain_maps(run.params, label, index, seed)
     images = generator.images(run.params, label, index, maps, seed)
     np.savez(self.workdir / f"{workdir.name}_drawn{seed}.npz", images=images)
     return images
 
-  def score(self, images: np.ndarray):
-    """Distances of images to the held-out photos, whose features are made once."""
-    from dit_jax.evals import features, fidelity
+  def judge(self):
+    """The scores' own photos; their features are made once."""
+    from benchmarks import judge
 
-    held = self.source("heldout")
-    extract = features.Extractor("vgg16")
-    words = f"{pathlib.Path(self.data).name}, every 5th held out, {held.fingerprint}"
-    kept = self.workdir / f"reference_{held.fingerprint}.npz"
-    if self._reference is None and kept.exists():
-      with np.load(kept) as file:
-        size = held.image_size
-        self._reference = features.Features(file["x"], "vgg16", extract.weights, size, size)
-    if self._reference is None:
-      self._reference = extract(images_of(held))
-      self.workdir.mkdir(parents=True, exist_ok=True)
-      np.savez(kept, x=self._reference.values)
-    return fidelity.score(images, self._reference, extract, words)
+    if self._judge is None:
+      name = pathlib.Path(self.data).name
+      self._judge = judge.Judge(self.source("train"), self.source("heldout"), name)
+    return self._judge
 
   # What is printed and drawn.
 
@@ -330,10 +333,6 @@ class Study:
       words = held.classes.children[label].split(".")[-1].replace("_", "\n")
       ImageDraw.Draw(strip).text((i * picture.shape[1] // columns + 2, 0), words, fill="black")
     grids.save_png(path, np.concatenate([np.asarray(strip), picture]))
-
-
-def images_of(source) -> np.ndarray:
-  return np.stack([source[i]["image"] for i in range(len(source))])
 
 
 if __name__ == "__main__":

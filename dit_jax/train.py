@@ -53,7 +53,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     source = sources.open_source(config.data, "train")
     source[0]  # what cannot be read is refused before we write
     for name in names:
-      if name in ("dct", "dit"):
+      if hrig.enabled(config[name]):
         hrig.check(config, name, dct.make_process(config[name].diffusion))
     if labels.tiered(config):
       labels.check_classes(source.classes)

@@ -6,24 +6,15 @@ import time
 
 import numpy as np
 import pytest
+import test_convert
 from test_convert import KEYS, refusal, run
 
 from dit_jax import convert
 from dit_jax.nn import conv
 from dit_jax.weights import diffusers_dit, dit, files, limits, ours, rename, sd_vae, torch_file
 
-DIT = dict(
-  depth=1,
-  width=4,
-  num_heads=2,
-  patch=2,
-  grid=(4, 4),
-  z_channels=4,
-  num_classes=2,
-  learn_sigma=True,
-  max_period=10_000.0,
-)
-VAE = dict(block_out_channels=(8, 8), layers_per_block=1, latent_channels=4, scaling_factor=0.5)
+DIT = test_convert.DIT | dict(depth=1, width=4, grid=(4, 4), num_classes=2)
+VAE = test_convert.VAE | dict(block_out_channels=(8, 8))
 SECONDS, BYTES = 5, 2**28  # of the processor for one file, of memory for all
 TABLE, POSITIONS, PATCH = "y_embedder.embedding_table.weight", "pos_embed", "x_embedder.proj.weight"
 

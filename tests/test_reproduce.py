@@ -1,11 +1,10 @@
 """A paper's comparison: what its command leaves and skips, and how its table reads."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
-import sys
 
+import benchmark_module
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,21 +22,14 @@ RECIPE = ROOT / "configs" / "efdit_birds.py"
 FACTORS = ("A", "B")
 
 
-def module(name: str):
-  """A script's module; benchmarks/ is no package."""
-  spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-  found = importlib.util.module_from_spec(spec)
-  sys.modules[name] = found  # dataclasses look their module up
-  spec.loader.exec_module(found)
-  return found
-
-
-effects = module("effects")
+effects, judge = (benchmark_module.load(name) for name in ("effects", "judge"))
 
 
 def record(row, seed, fd, kid, on=None):
   metrics = {"VGG-FD": fd, "VGG-KID": kid}
-  return {"row": row, "seed": seed, "on": on, "card": {"metrics": metrics, "n": 599}}
+  labels = None if row == "floor" else {"class": 7.0 + seed, "superclass": 20.0 + 5 * ("A" in on)}
+  card = {"metrics": metrics, "n": 599}
+  return {"row": row, "seed": seed, "on": on, "card": card, "recognised": labels}
 
 
 def records(fd_of_a, kid_of_a=lambda seed: -1.0):
@@ -62,6 +54,7 @@ def test_an_effect_is_the_difference_of_the_cells_seed_by_seed():
   a, b = (of_factor(records(lambda seed: -20.0 - seed), name) for name in FACTORS)
   np.testing.assert_allclose(a.by_seed["VGG-FD"], [-20, -21, -22])
   np.testing.assert_allclose(a.by_seed["VGG-KID"], [-1, -1, -1])
+  np.testing.assert_allclose(a.by_seed["superclass"], [5, 5, 5])
   np.testing.assert_allclose(list(b.by_seed.values()), 0, atol=1e-9)
   assert (a.reading, b.reading) == ("better", "not resolved")
 
@@ -84,7 +77,9 @@ def test_the_table_has_a_line_a_row_and_a_line_a_factor(capsys):
   effects.print_table(records(lambda seed: -20.0), FACTORS)
   lines = capsys.readouterr().out.splitlines()
   (floor,) = (line.split() for line in lines if line.startswith("floor"))
-  assert floor[1:4] == ["3", "53.50", "(3.50)"]
+  assert floor[1:] == ["3", "53.50", "(3.50)", "0.00", "(0.00)", "-", "-"]
+  (cell,) = (line.split() for line in lines if line.startswith("A+B"))
+  assert cell[-4:] == ["8.00", "(1.00)", "25.00", "(0.00)"]
   assert [(line.split()[0], line.partition(": ")[2]) for line in lines[-2:]] == [
     ("A", "better"), ("B", "not resolved")
   ]  # fmt: skip
@@ -139,9 +134,22 @@ def test_a_prob_sparse_fine_tune_starts_as_its_dense_base():
   assert np.abs(of(pro, 2) - of(dense, 0)).max() > 1e-4
 
 
+def test_the_discriminant_finds_the_classes_it_was_shown_the_spread_of():
+  """Two classes apart along a thin direction of a long cloud, where the nearer mean misleads."""
+  rng = np.random.default_rng(0)
+  draw = lambda: rng.standard_normal((8_000, 2)) * (3, 0.5)
+  labels = np.repeat([0, 1], 4_000)
+  moved = lambda x: x + np.where(labels[:, None], (3, 1), 0)
+  classify = judge.Discriminant(moved(draw()), labels)
+  x = moved(draw())
+  assert np.mean(classify(x) == labels) > 0.8
+  nearer = np.linalg.norm(x - (3, 1), axis=1) < np.linalg.norm(x, axis=1)
+  assert np.mean(nearer == labels) < 0.75
+
+
 @pytest.mark.all
 def test_a_finished_comparison_is_printed_and_not_repeated(tmp_path, monkeypatch, capsys):
-  reproduce = module("reproduce")
+  reproduce = benchmark_module.load("reproduce")
   paper = reproduce.PAPERS["efdit"]
   one = {"Pro": paper.factors["Pro"]}
   paper = dataclasses.replace(paper, factors=one, shown=((), ("Pro",)))
@@ -150,13 +158,13 @@ def test_a_finished_comparison_is_printed_and_not_repeated(tmp_path, monkeypatch
   images = tiny_images.write(tmp_path / "images", per_class=10)
   out = tmp_path / "out"
   words = ["--paper=efdit", "--tiny", f"--out={out}", f"--workdir={tmp_path / 'work'}", "--seeds=3"]
-  with pytest.raises(UserError, match=r"decoded_seed0\.json is missing; give --data"):
+  with pytest.raises(UserError, match=r"held_out_seed0\.json is missing; give --data"):
     reproduce.main(words)
   reproduce.main([*words, f"--data={images}", f"--grid={tmp_path / 'grid.png'}"])
   first = capsys.readouterr().out
   names = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
   assert set(names) == {
-    "decoded_seed0.json",
+    *("held_out_seed0.json", "decoded_seed0.json"),
     *(f"{row}_seed3.json" for row in ("floor", "before", "plain", "pro")),
   }
   made = {name: json.loads((out / name).read_text()) for name in names}

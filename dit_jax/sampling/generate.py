@@ -270,9 +270,12 @@ def _tokens(rows: dict) -> buckets.TokenIndex | None:
   return buckets.TokenIndex(*(rows[field] for field in buckets.TokenIndex._fields))
 
 
-def to_uint8(x: jax.Array) -> jax.Array:
-  """Images in [-1, 1] as bytes: clamp(127.5 x + 128), truncated, as every DiT does."""
-  return jnp.clip(127.5 * x + 128, 0, 255).astype(jnp.uint8)
+def to_uint8(x):
+  """Images in [-1, 1] as bytes: clamp(127.5 x + 128), truncated, as every DiT does.
+
+  Of NumPy or of JAX, and so is the result.
+  """
+  return (127.5 * x + 128).clip(0, 255).astype(np.uint8)
 
 
 def to_float(images) -> jax.Array:

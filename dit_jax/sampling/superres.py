@@ -13,7 +13,7 @@ import numpy as np
 
 from dit_jax.core.typing import Array, UInt8
 from dit_jax.models.superres import FACTOR
-from dit_jax.sampling import parallel
+from dit_jax.sampling import generate, parallel
 
 PAD, OVERLAP, TILE = 16, 32, 128  # pixels of the small picture
 
@@ -37,7 +37,7 @@ class Doubler:
 
   def __call__(self, params, images: UInt8[np.ndarray, "n h w 3"]) -> np.ndarray:
     """uint8 [n, 2 h, 2 w, 3]; a picture does not depend on the others."""
-    return self._filled(params, images, np.uint8, _to_uint8)
+    return self._filled(params, images, np.uint8, generate.to_uint8)
 
   def blended(self, params, images: UInt8[np.ndarray, "n h w 3"]) -> np.ndarray:
     """The same before rounding, float32."""
@@ -104,8 +104,3 @@ def _shares(starts: list[int], tile: int) -> list[np.ndarray]:
     total[FACTOR * start : FACTOR * (start + tile)] += weights[-1]
   pairs = zip(weights, starts, strict=True)
   return [weight / total[FACTOR * start :][: FACTOR * tile] for weight, start in pairs]
-
-
-def _to_uint8(x: np.ndarray) -> np.ndarray:
-  """generate.to_uint8 on the host, where a band is of another height than the one before."""
-  return np.clip(np.float32(127.5) * x + 128, 0, 255).astype(np.uint8)

@@ -247,11 +247,10 @@ def _read(config, path: pathlib.Path) -> dict:
 
 def _own(config) -> Autoencoder:
   model = dvae.make_model(config.dvae.model)
-  apply = lambda params, *args, method: model.apply({"params": params}, *args, method=method)
   stage = lambda: dvae.DVAETask(config.dvae, config.data.image_size)
   return Autoencoder(
-    moments=lambda params, x, grains: apply(params, to_float(x), grains, method="moments"),
-    decode=lambda params, z: apply(params, z, method="decode"),
+    moments=lambda params, *batch: stage().encode_moments({"gen": params}, *batch),
+    decode=lambda params, z: stage().decode({"gen": params}, z),
     init=lambda key: stage().init(key)["gen"],  # without its critic
     factors=model.factors,
     z_channels=model.z_channels,

@@ -64,9 +64,8 @@ def enabled(block) -> bool:
 
 def check(config, name: str, process: Process) -> None:
   """Raises UserError where a stage's HRIG has no time to act at, or no image to be measured on."""
-  if enabled(config[name]):
-    hrig.window_times(process.schedule, config[name].hrig.snr, 1)
-    sources.open_source(config.data, "heldout")  # small classes may have no n-th image
+  hrig.window_times(process.schedule, config[name].hrig.snr, 1)
+  sources.open_source(config.data, "heldout")  # small classes may have no n-th image
 
 
 def attach(block, process: Process, meta: dict) -> Attached | None:

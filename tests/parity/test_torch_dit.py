@@ -1,8 +1,6 @@
 """The PyTorch side of the training benchmark: the same model, the same objective, real steps."""
 
-import importlib.util
-import pathlib
-
+import benchmark_module
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,6 @@ from dit_jax.models import dit
 pytestmark = pytest.mark.all
 torch = pytest.importorskip("torch", reason="torch is not installed: parity")
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = dict(depth=3, width=48, num_heads=3, patch=2, num_classes=7)
 GRID, CHANNELS, BATCH = 8, 4, 6
 BLOCK = {
@@ -38,11 +35,8 @@ TOP = {
 
 @pytest.fixture(scope="module")
 def ours():
-  """The benchmark's module; benchmarks/ is no package."""
-  spec = importlib.util.spec_from_file_location("torch_dit", ROOT / "benchmarks" / "torch_dit.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+  """The benchmark's module."""
+  return benchmark_module.load("torch_dit")
 
 
 @pytest.fixture(scope="module")
