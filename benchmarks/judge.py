@@ -62,5 +62,7 @@ class Judge:
     return {"class": share(taken, asked), "superclass": share(above[taken], above[asked])}
 
 
-def images_of(source) -> np.ndarray:
-  return np.stack([source[i]["image"] for i in range(len(source))])
+def images_of(source, rows=None) -> np.ndarray:
+  """uint8 [n, s, s, 3] of the positions `rows`, or of all."""
+  rows = range(len(source)) if rows is None else rows
+  return np.stack([source[int(i)]["image"] for i in rows])

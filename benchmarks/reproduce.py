@@ -196,11 +196,12 @@ class Study:
 
   def photos(self, seed: int):
     """Training photos, as many of each class as are held out: the floor."""
+    from benchmarks import judge
     from dit_jax.evals import fidelity
 
     train, labels = self.source("train"), self.source("heldout").labels
     rows = fidelity.matching_rows(train.labels, labels, seed)
-    return np.stack([train[int(i)]["image"] for i in rows]), {}
+    return judge.images_of(train, rows), {}
 
   def decoded(self):
     """The held-out photos, encoded and decoded: what a perfect transformer would be scored."""
