@@ -11,6 +11,7 @@ import numpy as np
 
 from dit_jax.core.errors import UserError
 
+LARGEST = 2**32  # bytes of an array that is read whole: a small file may unpack to any size
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
   (2, 0): np.lib.format.read_array_header_2_0,
@@ -32,12 +33,14 @@ def read(path, wanted: Collection[str]) -> dict[str, np.ndarray]:
   """Those of the wanted arrays that the file has.
 
   Raises:
-    UserError: the file is missing, damaged, no npz, or holds Python objects.
+    UserError: the file is missing, damaged, no npz, or holds Python objects or too much.
   """
   found = {}
   with _opened(path) as file:
     for name in sorted(set(wanted) & _names(file)):
-      _header(file, name)
+      shape, _, dtype, _ = _header(file, name)
+      if math.prod(shape) * dtype.itemsize > LARGEST:
+        raise UserError(f"{name} of {path} is {list(shape)}, more than {LARGEST:,} bytes; cut it.")
       with file.open(f"{name}.npy") as member:
         found[name] = np.lib.format.read_array(member, allow_pickle=False)
   return found

@@ -68,7 +68,8 @@ class Reference:
     Args:
       parts: features by one extractor of images of one size.
       described: what the set is.
-      keep: features to keep; of a longer set, so many drawn without replacement.
+      keep: features to keep; of a longer set, so many drawn without replacement. 0: statistics
+        are all there is.
 
     Raises:
       UserError: fewer than two images.
@@ -87,7 +88,14 @@ class Reference:
     facts = {f: getattr(part, f) for f in ("trunk", "weights", "image_size", "eval_size")}
     if spatial is not None:
       facts |= dict(mu_s=spatial.mean, sigma_s=spatial.covariance)
-    return cls(described, pool.count, mu=pool.mean, sigma=pool.covariance, features=kept, **facts)
+    return cls(
+      described,
+      pool.count,
+      mu=pool.mean,
+      sigma=pool.covariance,
+      features=kept if keep else None,
+      **facts,
+    )
 
   def save(self, path, images: np.ndarray | None = None) -> None:
     """Writes the file in one move.

@@ -109,6 +109,17 @@ def test_objects_are_refused_and_not_run(tmp_path):
   assert not run.exists()
 
 
+def test_a_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch):
+  path = tmp_path / "a.npz"
+  np.savez_compressed(path, mu=np.zeros(500_000))
+  assert path.stat().st_size < 10_000
+  assert npz.read(path, ["mu"])["mu"].nbytes == 4_000_000
+  monkeypatch.setattr(npz, "LARGEST", 3_999_999)
+  monkeypatch.setattr(np.lib.format, "read_array", None)
+  with pytest.raises(UserError, match=r"mu of .* is \[500000\], more than 3,999,999 bytes"):
+    npz.read(path, ["mu"])
+
+
 @pytest.mark.parametrize(
   ("array", "said"),
   [

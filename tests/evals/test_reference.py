@@ -65,6 +65,7 @@ def test_parts_change_nothing():
     )
     assert (few.n, len(np.unique(few.features, axis=0))) == (30, 12)
     np.testing.assert_allclose(few.sigma, whole.sigma, rtol=1e-10, atol=1e-10)
+  assert Reference.of_parts([extract(x)], "made", keep=0).features is None
   rows = (few.features[:, None] == whole.features).all(-1).argmax(1)
   assert np.all(np.diff(rows) > 0)  # of the set
   assert rows.max() - rows.min() > 12  # and from all over it
