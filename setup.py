@@ -26,6 +26,7 @@ setup(
     "Topic :: Scientific/Engineering :: Artificial Intelligence",
   ],
   packages=find_packages(include=["dit_jax", "dit_jax.*"]),  # configs/ are files, not a package
+  package_data={"dit_jax.evals": ["report.html.j2"]},
   python_requires=">=3.11",
   install_requires=[
     f"jax{JAX}",
@@ -43,6 +44,8 @@ setup(
     "tqdm>=4.66",
     "tensorboardX>=2.6",
     "safetensors>=0.5",
+    "jinja2>=3.1",  # the report's page
+    "matplotlib>=3.10",  # its curves
   ],
   extras_require={
     "tpu": [f"jax[tpu]{JAX}"],

@@ -1,7 +1,7 @@
 """What the demo learned, in one picture and a few numbers: demo_report.py WORKDIR
 
 Writes samples.png (real, reconstruction, samples from the grain transformer's own maps, nearest
-training image of each sample) and report.json beside it.
+training image of each sample) and report.json beside it, and report.html about the whole run.
 """
 
 import json
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dit_jax.data import grain_maps, sources
-from dit_jax.evals import features, frechet
+from dit_jax.evals import features, frechet, report
 from dit_jax.sampling import generate, grids
 from dit_jax.tasks import dvae, restored
 
@@ -40,7 +40,7 @@ def main(workdir: str) -> None:
   near_samples, to_train = frechet.nearest(small(samples), small(train["image"]))
   _, held_to_train = frechet.nearest(small(held["image"]), small(train["image"]))
   copies = float(np.mean(to_train < NEAR_COPY * np.median(held_to_train)))
-  report = {
+  found = {
     "held_out_psnr_db": float(frechet.psnr(every_held["image"], again).mean()),
     "held_out_images": len(every_held["image"]),
     "alexnet_fd_to_train": distance,
@@ -62,9 +62,9 @@ def main(workdir: str) -> None:
   )
   out = pathlib.Path(workdir)
   grids.save_png(out / "samples.png", picture)
-  (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-  print(json.dumps(report, indent=2))
-  print(f"four blocks of pictures: {out / 'samples.png'}")
+  (out / "report.json").write_text(json.dumps(found, indent=2) + "\n")
+  print(json.dumps(found, indent=2))
+  print(f"four blocks of pictures: {out / 'samples.png'}; the run: {report.of_workdir(out)}")
 
 
 def load(source) -> dict:

@@ -33,6 +33,8 @@ def test_the_demo_ends_with_a_picture_and_its_numbers(tmp_path):
   assert 0 <= report["near_copies"] <= 1
   assert set(report["alexnet_fd_to_train"]) == {"held", "samples", "noise"}
   assert all(np.isfinite(d) and d > 0 for d in report["alexnet_fd_to_train"].values())
+  page = (workdir / "report.html").read_text()
+  assert [f">{stage}<small>" in page for stage in ("dvae", "dgt", "dct")] == [True] * 3
 
   again = demo(workdir)
   assert again.count("finished before") == 3

@@ -29,6 +29,8 @@ class Features:
   weights: str
   image_size: int
   eval_size: int
+  spatial: np.ndarray | None = None
+  logits: np.ndarray | None = None
 
   def __len__(self) -> int:
     return len(self.values)

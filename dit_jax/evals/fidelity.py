@@ -1,7 +1,8 @@
-"""How near a set of pictures is to another: Frechet distance and KID on pooled features.
+"""How near a set of pictures is to another, by ADM's metrics on a trunk's features.
 
-The trunk gives the numbers their names: on the classifiers of LPIPS they are VGG-FD and VGG-KID,
-never FID. A Frechet distance falls as n grows, so rows of one table have the same n.
+The trunk gives the numbers their names: FID and sFID are distances on Inception; on the classifiers
+of LPIPS they are VGG-FD, VGG-KID and so on, never FID. A Frechet distance falls as n grows, so rows
+of one table have the same n.
 """
 
 import dataclasses
@@ -11,12 +12,19 @@ from collections.abc import Mapping
 import numpy as np
 
 from dit_jax.core.errors import UserError
-from dit_jax.evals import frechet, kid
+from dit_jax.evals import frechet, kid, neighbours
 from dit_jax.evals.features import Extractor, Features
+from dit_jax.evals.inception_score import inception_score
+from dit_jax.evals.moments import Moments
+from dit_jax.evals.reference import Reference
 
-NAMES = {"vgg16": ("VGG-FD", "VGG-KID"), "alexnet": ("AlexNet-FD", "AlexNet-KID")}
-SMALLEST_N = 4  # halves of two: KID's spread
-_MAY_DIFFER = ("metrics", "seed", "image_size")  # between rows of one table
+NAMES = {  # Frechet distance, kernel distance, and where the pictures lie
+  "inception": ("FID", "KID", "precision", "recall"),
+  "vgg16": ("VGG-FD", "VGG-KID", "VGG-precision", "VGG-recall"),
+  "alexnet": ("AlexNet-FD", "AlexNet-KID", "AlexNet-precision", "AlexNet-recall"),
+}
+SMALLEST_N = 4  # halves of two: KID's spread; and three neighbours
+_MAY_DIFFER = ("metrics", "seed", "image_size", "sampling")  # between rows of one table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +36,18 @@ class Card:
     n: images scored.
     image_size: their pixels a side.
     reference: what they are compared with, in words.
-    reference_n: its images.
+    reference_n: its images; 0 where a file of statistics does not say.
     eval_size: pixels a side that the trunk saw.
     trunk: a key of `NAMES`.
     weights: hash of its parameters.
-    kid_subset: images a side in a subset of KID.
+    kid_subset: images a side in a subset of KID; 0 where it is left out.
     seed: of the subsets.
+    reference_features: images behind KID, precision and recall; 0 where they are left out, or
+      where they are all of reference_n.
+    left_out: why, by the name of a metric that the trunk has and the reference does not allow.
+    evaluator: who scored; of the caller's choosing.
+    sampling: how the images were made, in JSON's types: checkpoint, step, EMA, sampler, guidance,
+      labels; of the caller's choosing.
   """
 
   metrics: dict[str, float]
@@ -46,6 +60,10 @@ class Card:
   weights: str
   kid_subset: int
   seed: int
+  reference_features: int = 0
+  left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+  evaluator: str = ""
+  sampling: dict = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> str:
     """One indented object; `Card(**json.loads(text))` takes it back."""
@@ -54,7 +72,7 @@ class Card:
 
 def score(
   images: np.ndarray | Features,
-  reference: np.ndarray | Features,
+  reference: np.ndarray | Features | Reference,
   extract: Extractor,
   described: str,
   seed: int = 0,
@@ -62,41 +80,82 @@ def score(
   """Distances of images to a reference.
 
   Args:
-    images: uint8 [n, s, s, 3], or their features.
-    reference: likewise; features where several rows share it.
+    images: uint8 [n, s, s, 3], or their features; the inception score takes them in this order.
+    reference: likewise, or a `Reference`; features or a reference where several rows share it.
     extract: makes the features that are not there yet.
-    described: what the reference is: set, split, fingerprint of its source.
+    described: what the reference is: set, split, fingerprint of its source; "" takes a
+      `Reference`'s own words.
     seed: of KID's subsets.
 
   Raises:
     UserError: features of two kinds, fewer than four images on a side, or images that the trunk
       does not take.
   """
-  x, y = (a if isinstance(a, Features) else extract(a) for a in (images, reference))
+  x, y = (a if isinstance(a, Features | Reference) else extract(a) for a in (images, reference))
   for field in ("trunk", "weights", "eval_size"):
     if getattr(x, field) != getattr(y, field):
       raise UserError(
         f"{field} of the images is {getattr(x, field)!r} and of the reference "
         f"{getattr(y, field)!r}; make both features with one extractor."
       )
-  if min(len(x), len(y)) < SMALLEST_N:
-    raise UserError(f"scoring needs {SMALLEST_N} images or more a side, not {len(x)} and {len(y)}.")
-  fd, kernel = NAMES[x.trunk]
-  k = kid.kid(x.values, y.values, seed)
-  distance = frechet.frechet_distance(x.values, y.values)
-  metrics = {fd: distance, kernel: k.value, f"{kernel} mean": k.mean, f"{kernel} sd": k.sd}
+  features = y.values if isinstance(y, Features) else y.features
+  compared = y.n if features is None else len(features)
+  if len(x) < SMALLEST_N or (features is not None and compared < SMALLEST_N):
+    raise UserError(
+      f"scoring needs {SMALLEST_N} images or more a side, not {len(x)} and {compared}."
+    )
+  y = Reference.of(y, described) if isinstance(y, Features) else y
+  if x.values.shape[1:] != y.mu.shape:
+    raise UserError(
+      f"the images have {x.values.shape[1]} features each and the reference {len(y.mu)}; make "
+      "both with one extractor."
+    )
+  metrics, left_out, subset = _measure(x, y, seed)
   return Card(
     metrics=metrics,
     n=len(x),
     image_size=x.image_size,
-    reference=described,
-    reference_n=len(y),
+    reference=described or y.described,
+    reference_n=y.n,
     eval_size=x.eval_size,
     trunk=x.trunk,
     weights=x.weights,
-    kid_subset=k.subset,
+    kid_subset=subset,
     seed=seed,
+    reference_features=0 if compared == y.n else compared,
+    left_out=left_out,
   )
+
+
+def _measure(x: Features, y: Reference, seed: int) -> tuple[dict[str, float], dict[str, str], int]:
+  """Metrics, what is left out, and the subsets' size."""
+  fd, kernel, precision, recall = NAMES[x.trunk]
+  metrics, left_out, subset = {fd: _distance(x.values, y.mu, y.sigma)}, {}, 0
+  if x.trunk == "inception":
+    if x.spatial is None or y.mu_s is None:
+      side = "images have" if x.spatial is None else "reference has"
+      left_out["sFID"] = f"the {side} no spatial features"
+    else:
+      metrics["sFID"] = _distance(x.spatial, y.mu_s, y.sigma_s)
+    if x.logits is None:
+      left_out["IS"] = "the images have no logits"
+    else:
+      metrics["IS"] = inception_score(x.logits)
+  if y.features is None:
+    why = "the reference is statistics alone, without features or images"
+    left_out |= dict.fromkeys((kernel, precision, recall), why)
+  else:
+    k = kid.kid(x.values, y.features, seed)
+    subset = k.subset
+    metrics |= {kernel: k.value, f"{kernel} mean": k.mean, f"{kernel} sd": k.sd}
+    pair = neighbours.precision_recall(x.values, y.features)
+    metrics |= dict(zip((precision, recall), pair, strict=True))
+  return metrics, left_out, subset
+
+
+def _distance(values: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
+  x = Moments.of(values)
+  return frechet.between(x.mean, x.covariance, mu, sigma)
 
 
 def refuse_mixture(rows: Mapping[str, Card]) -> None:

@@ -5,28 +5,36 @@ The features decide the name: on AlexNet or VGG they are a feature distance, nev
 
 import numpy as np
 
+from dit_jax.evals.moments import Moments
+
 
 def frechet_distance(x: np.ndarray, y: np.ndarray) -> float:
-  """|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) of features [n, d] (Heusel et al. 2017).
-
-  Means and covariances (ddof 1) in float64. The trace of the root comes from the eigenvalues of
-  S_x^(1/2) S_y S_x^(1/2), which is symmetric, so nothing imaginary has to be dropped.
+  """The distance `between` the means and covariances (ddof 1) of features [n, d] and [m, d].
 
   Raises:
     ValueError: fewer than two rows on a side.
   """
-  if min(len(x), len(y)) < 2:
-    raise ValueError(f"A covariance needs two rows or more; got {len(x)} and {len(y)}.")
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  s_x, s_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
-  values, vectors = np.linalg.eigh(np.atleast_2d(s_x))
-  root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-  inner = np.linalg.eigvalsh(root @ np.atleast_2d(s_y) @ root)
-  trace_of_root = np.sqrt(np.maximum(inner, 0)).sum()
-  gap = np.sum((x.mean(0) - y.mean(0)) ** 2)
-  return float(
-    gap + np.trace(np.atleast_2d(s_x)) + np.trace(np.atleast_2d(s_y)) - 2 * trace_of_root
-  )
+  x, y = Moments.of(x), Moments.of(y)
+  return between(x.mean, x.covariance, y.mean, y.covariance)
+
+
+def between(mu_x: np.ndarray, s_x: np.ndarray, mu_y: np.ndarray, s_y: np.ndarray) -> float:
+  """|mu_x - mu_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)) in float64 (Heusel et al. 2017).
+
+  With S = A A^T the trace of the root is the sum of the singular values of A_x^T A_y. It is exact
+  where a covariance is singular (fewer images than features), and nothing imaginary has to be
+  dropped; a root of the product itself (`scipy.linalg.sqrtm`) is off there by some 1e-7.
+  """
+  trace_of_root = np.linalg.svd(_root(s_x).T @ _root(s_y), compute_uv=False).sum()
+  gap = np.sum((mu_x - mu_y) ** 2)
+  return float(gap + np.trace(s_x) + np.trace(s_y) - 2 * trace_of_root)
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+  """A of S = A A^T, [d, rank]: columns that rounding alone would fill are left out."""
+  values, vectors = np.linalg.eigh(covariance)
+  kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+  return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def nearest(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,6 +15,7 @@ from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
 from dit_jax.evals import features, fidelity
+from dit_jax.evals.reference import Reference
 
 
 def made(n, seed=0, d=6, shift=0.0, noise=0.0, **kind):
@@ -23,6 +25,10 @@ def made(n, seed=0, d=6, shift=0.0, noise=0.0, **kind):
   values = (values + noise * rng.normal(size=(n, d))).astype(np.float32)
   kind = dict(trunk="vgg16", weights="0123", image_size=64, eval_size=64) | kind
   return features.Features(values, **kind)
+
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RECORDS = sorted((ROOT / "benchmarks" / "results" / "efdit").glob("*.json"))
 
 
 def score(x, y, **rest):
@@ -81,16 +87,111 @@ def test_the_card_says_what_was_done_and_survives_json():
   card = score(made(20, 1, image_size=32), made(30, 2, image_size=128), seed=7)
   assert fidelity.Card(**json.loads(card.to_json())) == card
   told = dataclasses.asdict(card)
-  assert told.pop("metrics").keys() == {"VGG-FD", "VGG-KID", "VGG-KID mean", "VGG-KID sd"}
+  names = "VGG-FD", "VGG-KID", "VGG-KID mean", "VGG-KID sd", "VGG-precision", "VGG-recall"
+  assert told.pop("metrics").keys() == set(names)
   assert told == dict(
     n=20, image_size=32, reference="made", reference_n=30, eval_size=64, trunk="vgg16",
-    weights="0123", kid_subset=10, seed=7,
+    weights="0123", kid_subset=10, seed=7, reference_features=0, left_out={}, evaluator="",
+    sampling={},
   )  # fmt: skip
 
 
 def test_no_number_on_a_classifier_of_lpips_is_called_fid():
   card = score(made(20, 1, trunk="alexnet"), made(20, 2, trunk="alexnet"))
   assert all(name.startswith("AlexNet-") and "FID" not in name for name in card.metrics)
+
+
+def inception(n, seed=0):
+  """Features as Inception's, small: pooled, spatial and logits."""
+  rng = np.random.default_rng(seed + 100)
+  more = dict(spatial=rng.normal(size=(n, 5)), logits=rng.normal(size=(n, 7)))
+  made_up = made(n, seed, trunk="inception", eval_size=299)
+  return dataclasses.replace(made_up, **{k: v.astype(np.float32) for k, v in more.items()})
+
+
+ALL = {"FID", "sFID", "IS", "KID", "KID mean", "KID sd", "precision", "recall"}
+
+
+def test_inceptions_numbers_have_adms_names():
+  x, y = inception(50, 1), inception(40, 2)
+  card = score(x, y)
+  assert (card.metrics.keys(), card.left_out) == (ALL, {})
+  fid, mmd = transcribed(x.values, y.values)
+  sfid, _ = transcribed(x.spatial, y.spatial)
+  got = [card.metrics[name] for name in ("FID", "KID", "sFID")]
+  assert got == pytest.approx([fid, mmd, sfid], rel=1e-6)
+  p = np.exp(x.logits) / np.exp(x.logits).sum(1, keepdims=True)
+  kl = (p * np.log(p / p.mean(0))).sum(1).mean()
+  assert card.metrics["IS"] == pytest.approx(np.exp(kl), rel=1e-5)
+  plain = score(made(50, 1), made(40, 2)).metrics  # the same numbers on another trunk
+  assert plain["VGG-precision"] == card.metrics["precision"]
+  assert plain["VGG-recall"] == card.metrics["recall"]
+
+
+def test_samples_are_precise_and_the_reference_is_recalled():
+  y = made(100, 2)
+  narrow = dataclasses.replace(y, values=0.1 * made(100, 1).values + y.values.mean(0))
+  metrics = score(narrow, y).metrics
+  assert metrics["VGG-precision"] > 0.9 > 0.1 > metrics["VGG-recall"]
+
+
+def test_a_reference_stands_for_its_features():
+  x, y = inception(50, 1), inception(40, 2)
+  card = fidelity.score(x, Reference.of(y, "its own words"), None, "")
+  assert card.reference == "its own words"
+  assert dataclasses.replace(card, reference="made") == score(x, y)
+  assert fidelity.score(x, Reference.of(y, "its own words"), None, "other").reference == "other"
+
+
+def test_statistics_alone_leave_out_what_they_do_not_allow():
+  x, y = inception(50, 1), Reference.of(inception(40, 2), "made")
+  alone = dataclasses.replace(y, features=None, n=0)
+  card, whole = (fidelity.score(x, r, None, "") for r in (alone, y))
+  assert card.metrics == {name: whole.metrics[name] for name in ("FID", "sFID", "IS")}
+  assert card.left_out.keys() == {"KID", "precision", "recall"}
+  assert all("statistics alone" in why for why in card.left_out.values())
+  assert (card.reference_n, card.kid_subset) == (0, 0)
+  assert fidelity.Card(**json.loads(card.to_json())) == card
+  no_spatial = dataclasses.replace(alone, mu_s=None, sigma_s=None)
+  card = fidelity.score(x, no_spatial, None, "")
+  assert card.left_out["sFID"] == "the reference has no spatial features"
+  assert card.metrics.keys() == {"FID", "IS"}
+
+
+def test_the_card_tells_of_features_that_are_fewer_than_the_statistics():
+  x, y = inception(50, 1), inception(40, 2)
+  few = dataclasses.replace(Reference.of(y, "made"), features=y.values[:12])
+  card = fidelity.score(x, few, None, "")
+  assert (card.reference_n, card.reference_features) == (40, 12)
+  whole = score(x, y)
+  assert card.metrics["FID"] == whole.metrics["FID"]
+  assert card.metrics["KID"] == score(x, y.take(np.arange(12))).metrics["KID"]
+  with pytest.raises(UserError, match="reference_features is 12 in row 'a' and 20 in row 'b'"):
+    fidelity.refuse_mixture({"a": card, "b": dataclasses.replace(card, reference_features=20)})
+
+
+def test_rows_made_in_different_ways_may_share_a_table_if_one_evaluator_scored_them():
+  card = score(made(20, 1), made(40, 2))
+  facts = dict(sampler="ddim", nfe=50, guidance=1.5, labels="balanced", seed=0, interval=[0, 1])
+  other = dataclasses.replace(card, sampling=facts)
+  assert fidelity.Card(**json.loads(other.to_json())) == other
+  fidelity.refuse_mixture({"real": card, "sampled": other})
+  with pytest.raises(UserError, match="evaluator is '' in row 'real' and 'ours'"):
+    fidelity.refuse_mixture({"real": card, "b": dataclasses.replace(other, evaluator="ours")})
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: p.stem)
+def test_cards_of_finished_runs_are_read(path):
+  """They are older than some fields."""
+  told = json.loads(path.read_text())["card"]
+  card = fidelity.Card(**told)
+  assert told.items() <= dataclasses.asdict(card).items()
+  fidelity.refuse_mixture({path.stem: card, "again": dataclasses.replace(card, seed=5)})
+
+
+def test_features_of_another_width_are_refused():
+  with pytest.raises(UserError, match="the images have 6 features each and the reference 5"):
+    score(made(20, 1), made(20, 2, d=5))
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,23 @@ def test_agrees_with_scipy_sqrtm(n):
   assert frechet.frechet_distance(x, y) == pytest.approx(swapped, rel=1e-6)
 
 
+@pytest.mark.parametrize(("n", "m"), [(300, 420), (30, 45), (30, 300), (5, 5)])
+def test_agrees_with_adm_on_features_like_a_trunks(n, m):
+  """Never below 0, of falling spread; singular covariances where there are fewer rows than 60."""
+  d = 60
+  spread = normal(d, d, 8) / np.arange(1, d + 1) ** 0.8
+  x, y = (np.maximum(normal(k, d, seed) @ spread + 0.2, 0) for k, seed in ((n, 9), (m, 10)))
+  s_x, s_y = np.cov(x, rowvar=False), np.cov(1.3 * y, rowvar=False)
+  root = scipy.linalg.sqrtm(s_x @ s_y)
+  gap = np.sum((x.mean(0) - 1.3 * y.mean(0)) ** 2)
+  want = gap + np.trace(s_x) + np.trace(s_y) - 2 * np.trace(np.real(root))
+  assert frechet.frechet_distance(x, 1.3 * y) == pytest.approx(want, rel=1e-6)
+  a, b = ((z - z.mean(0)) / np.sqrt(len(z) - 1) for z in (x, 1.3 * y))
+  exact = np.linalg.svd(a @ b.T, compute_uv=False).sum()  # of the rows, without a covariance
+  want = gap + np.trace(s_x) + np.trace(s_y) - 2 * exact
+  assert frechet.frechet_distance(x, 1.3 * y) == pytest.approx(want, rel=1e-11)
+
+
 def test_one_row_is_refused():
   with pytest.raises(ValueError, match="two rows"):
     frechet.frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
