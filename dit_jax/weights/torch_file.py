@@ -10,6 +10,7 @@ where its size is the one declared, a tensor where it lies inside its storage.
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import math
@@ -98,13 +99,19 @@ def load(path, keys: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     UserError: the file is missing, damaged, of another format, holds something else than tensors
       by name, or names anything that is not on the list; nothing of it has been run.
   """
+  with refusals(path), open(path, "rb") as f:
+    start, size = f.read(512), os.fstat(f.fileno()).st_size
+    _refuse_legacy(start)
+    with zipfile.ZipFile(f) as archive:
+      return _read(archive, size, keys)
+
+
+@contextlib.contextmanager
+def refusals(path):
+  """Makes every failure to read a file of tensors a UserError that names it."""
   name = os.fspath(path)
   try:
-    with open(path, "rb") as f:
-      start, size = f.read(512), os.fstat(f.fileno()).st_size
-      _refuse_legacy(start)
-      with zipfile.ZipFile(f) as archive:
-        return _read(archive, size, keys)
+    yield
   except OSError as e:
     raise UserError(f"{name} cannot be read ({e.strerror or e}); check the path.") from e
   except UserError as e:
@@ -116,8 +123,7 @@ def load(path, keys: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     ) from e
   except TORN as e:
     raise UserError(
-      f"{name} is not a whole PyTorch zip file ({type(e).__name__}: {str(e)[:80]}); download it "
-      "again."
+      f"{name} is not a whole PyTorch file ({type(e).__name__}: {str(e)[:80]}); download it again."
     ) from e
 
 
@@ -148,19 +154,24 @@ def _read(archive: zipfile.ZipFile, size: int, keys: tuple[str, ...]) -> dict[st
     if isinstance(tree, dict) and isinstance(tree.get(key), dict):
       tree = tree[key]
       break
+  sharers, arrays = by_storage(tree, size), {}
+  for member, names in sharers.items():  # each is read once, and one is held at a time
+    data = archive.read(member)
+    arrays |= {name: array(tree[name], data) for name in names}
+  return {name: arrays[name] for name in tree}
+
+
+def by_storage(tree, size: int) -> dict[str, list[str]]:
+  """Names of tensors by the storage that holds them, of a state dict in a file of `size` bytes."""
   tensors = isinstance(tree, dict) and all(isinstance(x, Tensor) for x in tree.values())
   if not tensors or not tree or not all(isinstance(name, str) for name in tree):
     raise UserError("this file does not hold tensors by name (a state dict); give one that does.")
   if sum(x.nbytes for x in tree.values()) > size:
     raise Refused("tensors that hold more than the file does")
-  sharers = {}
+  out = {}
   for name, x in tree.items():
-    sharers.setdefault(x.storage.member, []).append(name)
-  arrays = {}
-  for member, names in sharers.items():  # each is read once, and one is held at a time
-    data = archive.read(member)
-    arrays |= {name: _array(tree[name], data) for name in names}
-  return {name: arrays[name] for name in tree}
+    out.setdefault(x.storage.member, []).append(name)
+  return out
 
 
 def _members(archive: zipfile.ZipFile, size: int) -> dict[str, int]:
@@ -246,7 +257,8 @@ GLOBALS = {
 }
 
 
-def _array(tensor: Tensor, data: bytes) -> np.ndarray:
+def array(tensor: Tensor, data: bytes) -> np.ndarray:
+  """The numbers of a tensor, whose storage has these bytes."""
   flat = np.frombuffer(data, tensor.storage.dtype)[tensor.offset :]
   steps = [stride * flat.itemsize for stride in tensor.strides]
   if not math.prod(tensor.shape):  # where an offset may be the storage's end

@@ -1,4 +1,7 @@
-"""Features: the trunk's own, whatever the batch; resized on demand alone; what is refused."""
+"""Features: the trunk's own, whatever the batch, the chunks and the devices; what is refused.
+
+The extractor on Inception runs in tests/parity/test_torch_inception.py.
+"""
 
 from importlib.util import find_spec
 
@@ -32,7 +35,7 @@ def test_are_the_trunks_whatever_the_batch(trunk, size, width):
   x = images(5, size)
   model, params = lpips.LPIPS(trunk), lpips.load_weights(trunk)
   want = model.apply({"params": params}, jnp.asarray(dvae.to_float(x)), method="features")
-  for batch in (2, 8):  # a short last batch; one batch that is mostly padding
+  for batch in (1, 2):  # five devices; three, the last of which has padding
     got = features.Extractor(trunk, batch=batch)(x)
     assert (got.values.shape, got.values.dtype) == ((5, width), np.float32)
     np.testing.assert_allclose(got.values, want, rtol=1e-4, atol=1e-5 * np.max(want))
@@ -59,6 +62,74 @@ def test_a_resize_is_asked_for_and_told(alexnet):
   np.testing.assert_allclose(large(few).values, alexnet(many).values, rtol=1e-3, atol=1e-4)
   same = features.Extractor("alexnet", eval_size=40, batch=4)(small)
   np.testing.assert_array_equal(same.values, alexnet(small).values)
+
+
+def test_a_stream_of_chunks_gives_what_one_array_does(alexnet):
+  """Chunks of any length, one of them longer than a call of all devices."""
+  x = images(43, 32)
+  whole = alexnet(x)
+  held = []
+
+  def chunks():
+    for start, stop in ((0, 1), (1, 3), (3, 40), (40, 43)):
+      held.append(x[start:stop].copy())
+      assert len(held) <= 1  # the one before is let go
+      yield held.pop()
+
+  got = alexnet.stream(chunks())
+  np.testing.assert_array_equal(got.values, whole.values)
+  assert (got.image_size, got.spatial, got.logits) == (32, None, None)
+  with pytest.raises(UserError, match="40 px came after such of 32 px"):
+    alexnet.stream([x, images(1, 40)])
+  with pytest.raises(UserError, match="these are none"):
+    alexnet.stream([])
+
+
+def test_the_number_of_devices_changes_no_feature(alexnet, monkeypatch):
+  """Eight for 33 images, twice; one for three images; three where there are no more."""
+  x, every = images(33, 32), jax.local_devices()
+  assert len(every) == 8
+  want = alexnet(x).values
+  np.testing.assert_array_equal(alexnet(x[30:]).values, want[30:])
+  assert sorted(map(len, alexnet._programs))[-1] == 8
+  monkeypatch.setattr(jax, "local_devices", lambda: every[3:6])
+  np.testing.assert_array_equal(alexnet(x).values, want)
+  assert tuple(every[3:6]) in alexnet._programs
+
+
+def test_concat_joins_parts_in_their_order(alexnet):
+  x = images(7, 32)
+  parts = [alexnet(x[:3]), alexnet(x[3:])]
+  np.testing.assert_array_equal(features.Features.concat(parts).values, alexnet(x).values)
+  with pytest.raises(UserError, match="image_size differs between the features to join"):
+    features.Features.concat([*parts, alexnet(images(2, 40))])
+
+
+def test_spatial_features_and_logits_follow_the_rows():
+  r = np.random.default_rng(0)
+  kind = dict(trunk="inception", weights="0", image_size=64, eval_size=299)
+  made = lambda n: features.Features(
+    r.normal(size=(n, 4)), spatial=r.normal(size=(n, 3)), logits=r.normal(size=(n, 2)), **kind
+  )
+  a, b = made(3), made(2)
+  both = features.Features.concat([a, b])
+  for name in ("values", "spatial", "logits"):
+    want = np.concatenate([getattr(a, name), getattr(b, name)])
+    np.testing.assert_array_equal(getattr(both, name), want)
+    np.testing.assert_array_equal(getattr(both.take(np.array([4, 0])), name), want[[4, 0]])
+
+
+def test_what_cannot_be_extracted_is_told(tmp_path):
+  with pytest.raises(UserError, match="choose one of alexnet, vgg16, inception"):
+    features.Extractor("resnet")
+  with pytest.raises(UserError, match=r"pytorch-fid and torch-fidelity publish, pt_inception"):
+    features.Extractor("inception")
+  with pytest.raises(UserError, match="299 px itself"):
+    features.Extractor("inception", eval_size=64, weights_file="w.pth")
+  with pytest.raises(UserError, match=r"for trunk='inception', and trunk is 'vgg16'"):
+    features.Extractor("vgg16", weights_file="w.pth")
+  with pytest.raises(UserError, match="cannot be read"):
+    features.Extractor("inception", weights_file=str(tmp_path / "w.pth"))
 
 
 def test_take_keeps_what_made_them(alexnet):
