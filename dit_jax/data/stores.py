@@ -1,0 +1,53 @@
+"""Where the bytes of a set's images come from: what a config names, opened by its kind.
+
+A store reads one image by its name; beside it stand the images of the set, with their classes, in
+sorted order, and the names of what was expected to hold images and holds none.
+"""
+
+import os
+from typing import Protocol, runtime_checkable
+
+from dit_jax.core.errors import UserError
+from dit_jax.data import folder, twemoji
+from dit_jax.data.images import ImageFile
+
+
+@runtime_checkable
+class Store(Protocol):
+  """The bytes of images by name; safe to read from threads."""
+
+  where: str  # printable, for messages
+
+  def read(self, name: str) -> str | bytes:
+    """The bytes of an image, or the path of a file of them.
+
+    Raises:
+      BrokenImage: it cannot be read.
+    """
+
+
+Opened = tuple[Store, list[ImageFile], list[str]]
+
+
+def open_store(data) -> Opened:
+  """The set that a config describes; `sources.open_source` explains the fields."""
+  if data.path or data.source == "folder":
+    if not data.path:
+      raise UserError("data.source is 'folder' and data.path is empty; set data.path to a folder.")
+    return open_path(os.path.expanduser(data.path), data)
+  if data.source == "twemoji":
+    root, files = twemoji.scan()
+    return folder.Folder(root), files, []
+  raise UserError(
+    f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
+  )
+
+
+def open_path(path: str, data) -> Opened:
+  """What data.path leads to.
+
+  Raises:
+    UserError: it is missing, or none of the kinds that can be read.
+  """
+  split = getattr(data, "split", "")  # older runs say nothing of it
+  return folder.Folder(path), *folder.scan(path, split)
