@@ -8,8 +8,11 @@ import os
 from typing import Protocol, runtime_checkable
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import folder, twemoji
+from dit_jax.data import archives, folder, twemoji
+from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile
+from dit_jax.data.tars import Tar
+from dit_jax.data.zips import Zip
 
 
 @runtime_checkable
@@ -50,4 +53,14 @@ def open_path(path: str, data) -> Opened:
     UserError: it is missing, or none of the kinds that can be read.
   """
   split = getattr(data, "split", "")  # older runs say nothing of it
-  return folder.Folder(path), *folder.scan(path, split)
+  if not os.path.isfile(path):
+    return folder.Folder(path), *folder.scan(path, split)
+  archives.refuse_compressed(path)
+  ending = os.path.splitext(path)[1].lower()
+  if ending in (".zip", ".tar"):
+    store = Zip(path) if ending == ".zip" else Tar(path)
+    return store, *archives.arrange(path, store.sizes, split)
+  raise UserError(
+    f"data.path {printable(path)!r} is a file of no kind that holds images; give a folder, or a "
+    ".zip or .tar."
+  )
