@@ -8,7 +8,7 @@ import os
 from typing import Protocol, runtime_checkable
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import archives, folder, twemoji
+from dit_jax.data import archives, edm, folder, lists, twemoji
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile
 from dit_jax.data.tars import Tar
@@ -52,15 +52,44 @@ def open_path(path: str, data) -> Opened:
   Raises:
     UserError: it is missing, or none of the kinds that can be read.
   """
-  split = getattr(data, "split", "")  # older runs say nothing of it
   if not os.path.isfile(path):
-    return folder.Folder(path), *folder.scan(path, split)
+    return _open_folder(path, data)
   archives.refuse_compressed(path)
   ending = os.path.splitext(path)[1].lower()
-  if ending in (".zip", ".tar"):
-    store = Zip(path) if ending == ".zip" else Tar(path)
-    return store, *archives.arrange(path, store.sizes, split)
+  if ending == ".zip":
+    store = Zip(path)
+    if files := edm.labelled(store.text(edm.NAME), store.sizes, store.where):
+      _refuse_split(data, store.where)
+      return store, files, []
+    return store, *archives.arrange(path, store.sizes, _split(data))
+  if ending == ".tar":
+    store = Tar(path)
+    return store, *archives.arrange(path, store.sizes, _split(data))
+  if ending in lists.ENDINGS:
+    return lists.scan(path, data)
   raise UserError(
     f"data.path {printable(path)!r} is a file of no kind that holds images; give a folder, or a "
-    ".zip or .tar."
+    "file that ends in .zip, .tar, .csv, .tsv or .jsonl."
   )
+
+
+def _open_folder(path: str, data) -> Opened:
+  """An image folder, or one of the kinds that a file in it announces."""
+  store = folder.Folder(path)
+  if (text := edm.text_in(path)) is not None:
+    sizes = {file.name: file.num_bytes for file in folder.walk(path) if isinstance(file, ImageFile)}
+    if files := edm.labelled(text, sizes, store.where):
+      _refuse_split(data, store.where)
+      return store, files, []
+  if os.path.isdir(path) and (found := lists.metadata(path, data)):
+    return found
+  return store, *folder.scan(path, _split(data))
+
+
+def _split(data) -> str:
+  return getattr(data, "split", "")  # older runs say nothing of it
+
+
+def _refuse_split(data, where: str) -> None:
+  if _split(data):
+    raise UserError(f"data.split={data.split!r}, and {where!r} has no splits; unset it.")

@@ -40,6 +40,7 @@ class Zip:
         "copied, do so again."
       ) from e
     self._refuse_overlaps(infos, end)
+    self._top = {info.filename: info for info in infos if "/" not in info.filename}
     kept = archives.named(self.where, ((i.filename, i) for i in infos if not i.is_dir()))
     self._members = {clean: info for _, clean, info in kept}
     self.sizes = {name: info.file_size for name, info in self._members.items()}
@@ -69,14 +70,12 @@ class Zip:
     return data
 
   def text(self, name: str) -> str | None:
-    """A member that is no image, as UTF-8 up to archives.MAX_BYTES; None where there is none."""
-    try:
-      with self._file.stream() as stream, zipfile.ZipFile(stream) as archive:
-        info = archive.getinfo(name)
-        archives.refuse_large(info.file_size)
-        return self._unpacked(info, self._packed(info)).decode("utf-8-sig")
-    except KeyError:
+    """A member at the top that is no image, as UTF-8; None where there is none."""
+    if (info := self._top.get(name)) is None:
       return None
+    try:
+      archives.refuse_large(info.file_size)
+      return self._unpacked(info, self._packed(info)).decode("utf-8-sig")
     except (BrokenImage, UnicodeDecodeError) as e:
       raise UserError(f"{name} in {self.where!r} cannot be read ({e}); pack it anew.") from e
 
