@@ -39,6 +39,11 @@ def choose(present: Iterable[str], wanted: str, where: str) -> dict[str, str]:
       hint = did_you_mean(wanted, present) or f"; it has {named}"
       raise UserError(f"data.split={wanted!r} is no split of {where}{hint}.")
     return {wanted: ""}
+  if "" in present[:-1]:
+    raise UserError(
+      f"{where} has images of no split beside those of {named.removeprefix(', ')}; name a split "
+      "for each, or choose one by data.split."
+    )
   if len(present) < 2 and not NAMES.intersection(present):
     return {name: "" for name in present}
   if TRAIN not in present:

@@ -8,7 +8,7 @@ import os
 from typing import Protocol, runtime_checkable
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import archives, edm, folder, lists, twemoji
+from dit_jax.data import archives, edm, folder, layout, lists, parquet, twemoji
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile
 from dit_jax.data.tars import Tar
@@ -29,6 +29,7 @@ class Store(Protocol):
     """
 
 
+ENDINGS = (".zip", ".tar", *lists.ENDINGS, parquet.ENDING)
 Opened = tuple[Store, list[ImageFile], list[str]]
 
 
@@ -67,23 +68,26 @@ def open_path(path: str, data) -> Opened:
     return store, *archives.arrange(path, store.sizes, _split(data))
   if ending in lists.ENDINGS:
     return lists.scan(path, data)
+  if ending == parquet.ENDING:
+    return parquet.scan(os.path.dirname(path) or ".", [os.path.basename(path)], data)
   raise UserError(
     f"data.path {printable(path)!r} is a file of no kind that holds images; give a folder, or a "
-    "file that ends in .zip, .tar, .csv, .tsv or .jsonl."
+    f"file that ends in {', '.join(ENDINGS)}."
   )
 
 
 def _open_folder(path: str, data) -> Opened:
   """An image folder, or one of the kinds that a file in it announces."""
-  store = folder.Folder(path)
-  if (text := edm.text_in(path)) is not None:
-    sizes = {file.name: file.num_bytes for file in folder.walk(path) if isinstance(file, ImageFile)}
-    if files := edm.labelled(text, sizes, store.where):
-      _refuse_split(data, store.where)
-      return store, files, []
   if os.path.isdir(path) and (found := lists.metadata(path, data)):
     return found
-  return store, *folder.scan(path, _split(data))
+  store, entries = folder.Folder(path), folder.walk(path)
+  sizes = {file.name: file.num_bytes for file in entries if isinstance(file, ImageFile)}
+  if files := edm.labelled(edm.text_in(path), sizes, store.where):
+    _refuse_split(data, store.where)
+    return store, files, []
+  if not sizes and (tables := parquet.find(path)):
+    return parquet.scan(path, tables, data)
+  return store, *layout.arrange(store.where, entries, _split(data))
 
 
 def _split(data) -> str:

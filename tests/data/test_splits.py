@@ -37,6 +37,7 @@ def test_roles(present, wanted, roles):
     (["test"], "", "no 'train'"),
     (["train", "val", "valid"], "", "which one is held out is unclear"),
     (["a", "b"], "", "no 'train'"),
+    (["", "train"], "", "images of no split beside those of train"),
   ],
 )
 def test_refusals(present, wanted, message):
