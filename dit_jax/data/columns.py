@@ -59,7 +59,7 @@ def by_number(values: Iterable[int], names: Sequence[str], where: str) -> dict[i
   Args:
     values: the numbers that occur.
     names: by number, in which "/", which parts the levels of a path, becomes "-"; without any, the
-      numbers are the names, with leading zeros, so that their order is that of the numbers.
+      numbers are the names. Names that all are numbers get leading zeros, which keep their order.
     where: what holds them, for messages.
 
   Raises:
@@ -76,12 +76,19 @@ def by_number(values: Iterable[int], names: Sequence[str], where: str) -> dict[i
       f"{where} has the class {odd}, which has no name; images without a label cannot be used, "
       "choose another part by data.split."
     )
-  width = len(str(values[-1])) if values else 0
-  return {value: clean[value] if names else f"{value:0{width}d}" for value in values}
+  if not names:
+    return dict(zip(values, _padded(map(str, values)), strict=True))
+  clean = _padded(clean)
+  return {value: clean[value] for value in values}
 
 
 def by_text(values: Iterable[str]) -> dict[str, str]:
   """Names of classes that a set knows by text: itself, with leading zeros if all are numbers."""
-  values = set(values)
-  width = max(map(len, values), default=0) if all(text.isdecimal() for text in values) else 0
-  return {text: text.zfill(width) for text in values}
+  values = list(set(values))
+  return dict(zip(values, _padded(values), strict=True))
+
+
+def _padded(texts: Iterable[str]) -> list[str]:
+  texts = list(texts)
+  width = max(map(len, texts), default=0) if all(text.isdecimal() for text in texts) else 0
+  return [text.zfill(width) for text in texts]

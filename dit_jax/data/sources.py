@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import splits, stores, taxonomy
+from dit_jax.data import prepared, splits, stores, taxonomy
 from dit_jax.data.hierarchy import ClassTable, did_you_mean, printable
 from dit_jax.data.images import WHITE, BrokenImage, ImageFile, decode, short_side
 from dit_jax.data.transforms import center_crop
@@ -141,8 +141,8 @@ def open_source(data, split: str = "train") -> ImageSource:
   # Runs from before there were taxonomies say nothing of them.
   wanted = getattr(data, "taxonomy", ""), _names(getattr(data, "levels", ()))
   files = taxonomy.apply(files, *wanted)
-  # `only` names superclasses of the source.
-  replaced = data.path and data.source != "folder"
+  # `only` names superclasses of the source, which a path replaces unless it tells where that lies.
+  replaced = data.path and data.source != "folder" and not data.source.startswith(prepared.SOURCE)
   files = _keep_only(files, () if replaced else _names(data.only))
   return ImageSource(store, files, data.image_size, split, data.holdout, tuple(empty), background)
 

@@ -8,7 +8,7 @@ import os
 from typing import Protocol, runtime_checkable
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import archives, edm, folder, layout, lists, parquet, twemoji
+from dit_jax.data import archives, edm, folder, layout, lists, parquet, prepared, twemoji
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile
 from dit_jax.data.tars import Tar
@@ -35,6 +35,8 @@ Opened = tuple[Store, list[ImageFile], list[str]]
 
 def open_store(data) -> Opened:
   """The set that a config describes; `sources.open_source` explains the fields."""
+  if data.source.startswith(prepared.SOURCE):
+    return prepared.scan(prepared.folder_of(data.source, data.path), data)
   if data.path or data.source == "folder":
     if not data.path:
       raise UserError("data.source is 'folder' and data.path is empty; set data.path to a folder.")
@@ -43,7 +45,8 @@ def open_store(data) -> Opened:
     root, files = twemoji.scan()
     return folder.Folder(root), files, []
   raise UserError(
-    f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
+    f"data.source={data.source!r} is unknown; use 'folder' with data.path, 'twemoji', or "
+    "'tfds:NAME'."
   )
 
 
@@ -78,6 +81,8 @@ def open_path(path: str, data) -> Opened:
 
 def _open_folder(path: str, data) -> Opened:
   """An image folder, or one of the kinds that a file in it announces."""
+  if prepared.is_prepared(path):
+    return prepared.scan(path, data)
   if os.path.isdir(path) and (found := lists.metadata(path, data)):
     return found
   store, entries = folder.Folder(path), folder.walk(path)

@@ -52,6 +52,7 @@ def test_numbers_keep_their_order_as_names():
   names = columns.by_number([10, 2, 2, 0], (), "the set")
   assert names == {0: "00", 2: "02", 10: "10"}
   assert columns.by_number([1, 0], ("C/V Van", " cat "), "the set") == {0: "C-V Van", 1: "cat"}
+  assert columns.by_number([1, 2], ("7", "10", "8"), "the set") == {1: "10", 2: "08"}
   assert columns.by_text(["10", "2"]) == {"10": "10", "2": "02"}
   assert columns.by_text(["10", "b"]) == {"10": "10", "b": "b"}
   assert columns.by_number([], (), "the set") == columns.by_text([]) == {}
