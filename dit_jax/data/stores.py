@@ -42,6 +42,7 @@ def open_store(data) -> Opened:
       raise UserError("data.source is 'folder' and data.path is empty; set data.path to a folder.")
     return open_path(os.path.expanduser(data.path), data)
   if data.source == "twemoji":
+    _refuse(data, "the set of Twemoji", "split", "label_key", "super_key")
     root, files = twemoji.scan()
     return folder.Folder(root), files, []
   raise UserError(
@@ -63,12 +64,12 @@ def open_path(path: str, data) -> Opened:
   if ending == ".zip":
     store = Zip(path)
     if files := edm.labelled(store.text(edm.NAME), store.sizes, store.where):
-      _refuse_split(data, store.where)
+      _refuse(data, repr(store.where), "split", "label_key", "super_key")
       return store, files, []
-    return store, *archives.arrange(path, store.sizes, _split(data))
+    return _by_folders(store, archives.arrange, (path, store.sizes), data)
   if ending == ".tar":
     store = Tar(path)
-    return store, *archives.arrange(path, store.sizes, _split(data))
+    return _by_folders(store, archives.arrange, (path, store.sizes), data)
   if ending in lists.ENDINGS:
     return lists.scan(path, data)
   if ending == parquet.ENDING:
@@ -88,17 +89,23 @@ def _open_folder(path: str, data) -> Opened:
   store, entries = folder.Folder(path), folder.walk(path)
   sizes = {file.name: file.num_bytes for file in entries if isinstance(file, ImageFile)}
   if files := edm.labelled(edm.text_in(path), sizes, store.where):
-    _refuse_split(data, store.where)
+    _refuse(data, repr(store.where), "split", "label_key", "super_key")
     return store, files, []
   if not sizes and (tables := parquet.find(path)):
     return parquet.scan(path, tables, data)
-  return store, *layout.arrange(store.where, entries, _split(data))
+  return _by_folders(store, layout.arrange, (store.where, entries), data)
 
 
-def _split(data) -> str:
-  return getattr(data, "split", "")  # older runs say nothing of it
+def _by_folders(store: Store, arrange, args: tuple, data) -> Opened:
+  """A set whose folders name its classes."""
+  _refuse(data, repr(store.where), "label_key", "super_key")
+  return store, *arrange(*args, getattr(data, "split", ""))  # older runs say nothing of it
 
 
-def _refuse_split(data, where: str) -> None:
-  if _split(data):
-    raise UserError(f"data.split={data.split!r}, and {where!r} has no splits; unset it.")
+def _refuse(data, where: str, *fields: str) -> None:
+  for field in fields:
+    if value := getattr(data, field, ""):
+      raise UserError(
+        f"data.{field}={value!r} asks for what {where} does not have: "
+        f"{'splits' if field == 'split' else 'columns'}; unset it (docs/data.md)."
+      )

@@ -58,12 +58,6 @@ class Zip:
       raise BrokenImage("it is a link or a device; links in archives are not followed")
     if info.flag_bits & _ENCRYPTED:
       raise BrokenImage("it is encrypted")
-    archives.refuse_large(info.file_size)
-    if info.file_size > max(_FREE, _MAX_RATIO * info.compress_size):
-      raise BrokenImage(
-        f"{info.compress_size:,} bytes claim to unpack to {info.file_size:,}, more than "
-        f"{_MAX_RATIO} times as many"
-      )
     data = self._unpacked(info, self._packed(info))
     if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
       raise BrokenImage("its bytes are not those that the archive lists")
@@ -74,12 +68,17 @@ class Zip:
     if (info := self._top.get(name)) is None:
       return None
     try:
-      archives.refuse_large(info.file_size)
       return self._unpacked(info, self._packed(info)).decode("utf-8-sig")
     except (BrokenImage, UnicodeDecodeError) as e:
       raise UserError(f"{name} in {self.where!r} cannot be read ({e}); pack it anew.") from e
 
   def _packed(self, info: zipfile.ZipInfo) -> bytes:
+    archives.refuse_large(info.file_size)
+    if info.file_size > max(_FREE, _MAX_RATIO * info.compress_size):
+      raise BrokenImage(
+        f"{info.compress_size:,} bytes claim to unpack to {info.file_size:,}, more than "
+        f"{_MAX_RATIO} times as many"
+      )
     header = self._file.pread(_LOCAL.size, info.header_offset)
     if len(header) < _LOCAL.size or not header.startswith(b"PK\3\4"):
       raise BrokenImage("there is no member where the archive lists one")

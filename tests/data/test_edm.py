@@ -89,5 +89,5 @@ def test_refusals(tmp_path, labels, message):
 
 def test_it_has_no_splits(tmp_path):
   for path in write(tmp_path, {"labels": PAIRS}):
-    with pytest.raises(UserError, match="has no splits"):
+    with pytest.raises(UserError, match=r"data.split='train' asks for .*: splits"):
       sources.open_source(config(path, split="train"))

@@ -2,6 +2,9 @@
 
 import json
 import os
+import pathlib
+import re
+import subprocess
 from types import SimpleNamespace
 
 import numpy as np
@@ -178,3 +181,28 @@ def test_bytes_that_are_no_text(root):
   (root / "list.csv").write_bytes(b"path,label\n\xff.png,a\n")
   with pytest.raises(UserError, match=r"list.csv' cannot be read"):
     sources.open_source(config(root / "list.csv"))
+
+
+def test_the_documented_list_of_vegfru(tmp_path):
+  """The command of docs/data.md, on lists of the form that the set has."""
+  text = (pathlib.Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+  (command,) = re.findall(r"```\n(cd VEGFRU .*?)```", text, re.S)
+  root = tmp_path / "VEGFRU"
+  (root / "vegfru_list").mkdir(parents=True)
+  images = {"train": ("veg200_images/leek/v_01_02_0001.jpg", "fru92_images/fig/f_02_01_0007.jpg")}
+  images |= {"val": ("veg200_images/leek/v_01_02_0002.jpg",), "test": ("fru92_images/fig/f_1.jpg",)}
+  for split, names in images.items():
+    for name in names:
+      (root / name).parent.mkdir(parents=True, exist_ok=True)
+      Image.new("RGB", (8, 8)).save(root / name)
+    for kind, numbers in (("", (7, 290)), ("sup", (0, 15))):
+      rows = [f"{name} {numbers[name.startswith('fru')]}\n" for name in names]
+      (root / "vegfru_list" / f"{kind}vegfru_{split}.txt").write_text("".join(rows))
+  subprocess.run(["bash", "-ec", command], cwd=tmp_path, check=True)
+  source = sources.open_source(config(root / "vegfru.csv"), "train")
+  assert source.classes.levels == (("leek", "fig"), ("00", "15"))
+  assert len(source) == 2
+  assert len(sources.open_source(config(root / "vegfru.csv"), "heldout")) == 1
+  assert sources.open_source(config(root)).classes.levels == (
+    ("fig", "leek"), ("fru92_images", "veg200_images")
+  )  # fmt: skip

@@ -101,3 +101,13 @@ def test_a_file_of_no_kind(tmp_path):
     stores.open_path(str(tmp_path / "a.npz"), config())
   with pytest.raises(UserError, match="does not exist"):
     stores.open_path(str(tmp_path / "nothing.zip"), config())
+
+
+@pytest.mark.parametrize("field", ["split", "label_key", "super_key"])
+def test_what_a_set_does_not_have_is_not_asked_for_in_vain(tmp_path, field):
+  (tmp_path / "owl").mkdir()
+  (tmp_path / "owl" / "1.png").write_bytes(b"x")
+  with pytest.raises(UserError, match=f"data.{field}='kind'"):
+    stores.open_store(config(tmp_path, **{field: "kind"}))
+  with pytest.raises(UserError, match=f"data.{field}='kind' asks for what the set of Twemoji"):
+    stores.open_store(config(source="twemoji", **{field: "kind"}))
