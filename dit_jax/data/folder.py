@@ -26,22 +26,6 @@ class Folder:
     return os.path.join(self._root, name)
 
 
-def scan(root: str, split: str = "") -> tuple[list[ImageFile], list[str]]:
-  """All images below a folder, sorted by their classes, coarsest first, and their names.
-
-  Args:
-    root: the folder.
-    split: data.split.
-
-  Returns:
-    The images, and the names of folders where a class was expected and no image is.
-
-  Raises:
-    UserError: the folder is missing, unreadable or without images, or its layout is none of ours.
-  """
-  return layout.arrange(printable(root), walk(root), split)
-
-
 def walk(root: str) -> list[ImageFile | str]:
   """Images below a folder, without classes, and the names of the folders on the way, in any order.
 

@@ -5,6 +5,7 @@ features.json beside the shards. Nothing is downloaded and no code of a builder 
 """
 
 import collections
+import functools
 import json
 import os
 import re
@@ -95,7 +96,7 @@ def _versions(folder: str) -> list[str]:
 
 
 def scan(folder: str, data) -> tuple[Prepared, list[ImageFile], list[str]]:
-  """The images of a prepared set; every record is read once for its labels.
+  """The images of a prepared set; every record is read for its labels, once a process.
 
   Args:
     folder: of the version.
@@ -117,9 +118,10 @@ def scan(folder: str, data) -> tuple[Prepared, list[ImageFile], list[str]]:
   sizes = {name: size for name, size in sizes.items() if size}
   roles = splits.choose(sizes, getattr(data, "split", ""), where)
   records, files, labels = {}, [], []
+  stamp = os.stat(os.path.join(folder, INFO)).st_mtime_ns
   for split in roles:
-    records[split] = _records(builder, split, [n for n, kind in kinds.items() if kind == "Image"])
-    labels += _labels(records[split], keys, f"the split {split!r} of {where}")
+    records[split], own = _records(folder, split, keys, stamp)
+    labels += own
     size = int(builder.info.splits[split].num_bytes)  # of all: no single one is known
     files += [
       ImageFile(f"{split}/{i:09}", size, split=roles[split]) for i in range(len(records[split]))
@@ -165,15 +167,22 @@ def _refuse_foreign(folder: str, where: str) -> None:
     todo.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
 
 
-def _records(builder, split: str, images: list[str]):
-  """Random access to the examples of a split, images as they are stored."""
+@functools.lru_cache(maxsize=8)
+def _records(folder: str, split: str, keys: tuple[str, ...], stamp: int) -> tuple:
+  """Random access to the examples of a split, images as they are stored; and their labels."""
   import tensorflow_datasets as tfds
 
+  del stamp  # tells the set from another in its place
+  where = repr(printable(folder))
+  builder = _builder(folder, where)
+  images = [n for n, f in builder.info.features.items() if type(f).__name__ == "Image"]
   decoders = {name: tfds.decode.SkipDecoding() for name in images}
-  return builder.as_data_source(split=split, decoders=decoders)
+  records = builder.as_data_source(split=split, decoders=decoders)
+  return records, _labels(records, keys, f"the split {split!r} of {where}")
 
 
 def _labels(records, keys: tuple[str, ...], where: str) -> list[tuple]:
+  """The classes of every record, as the set has them; nothing is read where it has none."""
   if not keys:
     return [()] * len(records)
   try:

@@ -4,6 +4,7 @@ A store reads one image by its name; beside it stand the images of the set, with
 sorted order, and the names of what was expected to hold images and holds none.
 """
 
+import functools
 import os
 from typing import Protocol, runtime_checkable
 
@@ -62,13 +63,13 @@ def open_path(path: str, data) -> Opened:
   archives.refuse_compressed(path)
   ending = os.path.splitext(path)[1].lower()
   if ending == ".zip":
-    store = Zip(path)
+    store = _listed(Zip, path, _stamp(path))
     if files := edm.labelled(store.text(edm.NAME), store.sizes, store.where):
       _refuse(data, repr(store.where), "split", "label_key", "super_key")
       return store, files, []
     return _by_folders(store, archives.arrange, (path, store.sizes), data)
   if ending == ".tar":
-    store = Tar(path)
+    store = _listed(Tar, path, _stamp(path))
     return _by_folders(store, archives.arrange, (path, store.sizes), data)
   if ending in lists.ENDINGS:
     return lists.scan(path, data)
@@ -78,6 +79,18 @@ def open_path(path: str, data) -> Opened:
     f"data.path {printable(path)!r} is a file of no kind that holds images; give a folder, or a "
     f"file that ends in {', '.join(ENDINGS)}."
   )
+
+
+@functools.lru_cache(maxsize=4)
+def _listed(kind, path: str, stamp: tuple) -> Zip | Tar:
+  """An archive, listed once: a run opens its data anew in every stage."""
+  del stamp  # tells the archive from another under the same name
+  return kind(path)
+
+
+def _stamp(path: str) -> tuple:
+  status = os.stat(path)
+  return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _open_folder(path: str, data) -> Opened:

@@ -111,3 +111,27 @@ def test_what_a_set_does_not_have_is_not_asked_for_in_vain(tmp_path, field):
     stores.open_store(config(tmp_path, **{field: "kind"}))
   with pytest.raises(UserError, match=f"data.{field}='kind' asks for what the set of Twemoji"):
     stores.open_store(config(source="twemoji", **{field: "kind"}))
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar"])
+def test_an_archive_is_listed_once_and_anew_when_it_is_another(tmp_path, ending):
+  path = tmp_path / f"a.{ending}"
+
+  def write(*names):
+    new = tmp_path / "new"  # moved in its place, as whoever makes it anew should
+    if ending == "zip":
+      with zipfile.ZipFile(new, "w") as archive:
+        for name in names:
+          archive.writestr(name, encoded(RED))
+    else:
+      with tarfile.open(new, "w") as archive:
+        for name in names:
+          archive.addfile(tarfile.TarInfo(name))
+    os.replace(new, path)
+    return stores.open_path(str(path), config())
+
+  first, files, _ = write("a/1.png", "a/2.png")
+  assert stores.open_path(str(path), config())[0] is first
+  second, others, _ = write("a/1.png")
+  assert (len(files), len(others), second is first) == (2, 1, False)
+  first.read("a/2.png")  # a run that has begun goes on with what it opened
