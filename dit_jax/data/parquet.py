@@ -7,6 +7,7 @@ memory: tables with groups of a hundred rows or fewer are read well, one group o
 
 import bisect
 import collections
+import itertools
 import json
 import os
 import re
@@ -66,7 +67,7 @@ class Parquet:
 
 
 class _Table:
-  """One file: its columns, and where its row groups start."""
+  """One file: its columns, and where its row groups start; the last start is the end."""
 
   def __init__(self, path: str):
     import pyarrow.parquet  # with all that reads tables: a quarter of a second
@@ -75,8 +76,7 @@ class _Table:
       self.metadata, schema = f.metadata, f.schema_arrow
     self.schema = schema
     groups = [self.metadata.row_group(i) for i in range(self.metadata.num_row_groups)]
-    self.starts = [sum(g.num_rows for g in groups[:i]) for i in range(len(groups))]
-    self.num_rows = self.metadata.num_rows
+    self.starts = list(itertools.accumulate((g.num_rows for g in groups), initial=0))
     images = [field.name for field in schema if _holds_bytes(field.type)]
     self.image = columns.find(images, columns.IMAGES) or (images[0] if len(images) == 1 else "")
     self.group_bytes = [self._image_bytes(g) for g in groups]
@@ -162,11 +162,11 @@ def scan(root: str, names: list[str], data) -> tuple[Parquet, list[ImageFile], l
     keys = columns.levels((f.name for f in table.schema if f.name != table.image), data, where)
     path = os.path.join(root, name)
     values = [table.column(path, key, where) for key in keys]
-    classes += zip(*values, strict=True) if keys else [()] * table.num_rows
+    classes += zip(*values, strict=True) if keys else [()] * table.starts[-1]
     files += [
       ImageFile(f"{name}/{row:09}", table.group_bytes[group], split=roles[parts[name]])
-      for group, start in enumerate(table.starts)
-      for row in range(start, [*table.starts, table.num_rows][group + 1])
+      for group, rows in enumerate(itertools.pairwise(table.starts))
+      for row in range(*rows)
     ]
   if len({len(way) for way in classes}) != 1:
     what = "not all of them have classes" if classes else "they have no row"

@@ -140,6 +140,7 @@ def _builder(folder: str, where: str):
   try:
     builder = tfds.builder_from_directory(folder)
     file_format, ready = builder.info.file_format, builder.info.splits
+    dict(builder.info.features)  # a single feature is no image with a label
   except Exception as e:  # TFDS answers damaged files with errors of many kinds
     reason = type(e).__name__
     raise UserError(f"{where} cannot be read as a set of TFDS ({reason}); get it anew.") from e
