@@ -1,6 +1,6 @@
 """Trains a recipe: python -m dit_jax.main --config=configs/d2it_xl.py --workdir=DIR
 
-The same line resumes. `--config.data.path=DIR` trains any recipe on an image folder.
+The same line resumes. `--config.data.path=PATH` trains any recipe on your own data (docs/data.md).
 """
 
 from absl import flags

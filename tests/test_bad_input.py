@@ -195,7 +195,7 @@ FIELDS = [  # of a recipe whose first stage could be trained before the last one
   ("data.image_size=60", "data.image_size=60 must be a multiple of"),
   ("data.path=empty", "holds no image"),
   ("data.path=nowhere", "does not exist"),
-  ("data.path=file", "is not a folder"),
+  ("data.path=file", "is a file of no kind that holds images"),
   ("data.path=broken", "none of the 1 images"),
   ("data.holdout=1", "the split 'train' is empty"),
   ("dvae.ratios=(1.0,)", "must give one share a factor"),

@@ -37,6 +37,8 @@ ADDED = {
   r"frozen_dtype": "float32",
   r"data\.taxonomy": "",
   r"data\.levels": (),
+  r"data\.(split|label_key|super_key)": "",
+  r"data\.background": "#ffffff",
   r".*\.labels\.fusion": "none",
   r".*\.labels\.p_drop": 0.1,
   r".*\.labels\.p_null": 0.0,

@@ -1,16 +1,16 @@
 """Random access to the images of a data set: what the pipeline, the entropies and `check` read."""
 
 import hashlib
-import os
+import re
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import folder, taxonomy, twemoji
+from dit_jax.data import prepared, splits, stores, taxonomy
 from dit_jax.data.hierarchy import ClassTable, did_you_mean, printable
-from dit_jax.data.images import BrokenImage, ImageFile, decode, short_side
+from dit_jax.data.images import WHITE, BrokenImage, ImageFile, decode, short_side
 from dit_jax.data.transforms import center_crop
 
 SPLITS = ("train", "heldout", "all")
@@ -27,27 +27,30 @@ class ImageSource:
     classes: the class table of the whole set.
     labels: int32 [n], the child of every position; read from names, nothing is decoded.
     indices: int32 [n], the index of every position.
-    fingerprint: sixteen hex digits over names, sizes in bytes, classes, image size and split.
+    fingerprint: sixteen hex digits over names, sizes in bytes, classes, image size, split and a
+      background that is not white.
     empty: names of folders where a class was expected and no image is.
   """
 
   def __init__(
     self,
-    root: str,
+    store: stores.Store,
     files: list[ImageFile],
     image_size: int,
     split: str = "all",
     holdout: int = 0,
     empty: tuple[str, ...] = (),
+    background: str = WHITE,
   ):
     """`files` are those of the whole set, sorted; `open_source` explains the rest."""
     self.classes, labels = _classes_of(files)
-    self.indices = _positions(labels, split, holdout)
+    self.indices = _positions(files, labels, split, holdout)
     self.labels = labels[self.indices]
     self.image_size = image_size
     self.empty = tuple(empty)
-    self._root = root
+    self._store = store
     self._files = [files[i] for i in self.indices]
+    self._background = background
     self.fingerprint = self._hash(split)
     self._broken = set()  # positions; adding to a set is atomic, so threads may share it
 
@@ -71,7 +74,7 @@ class ImageSource:
       if i in self._broken:
         continue
       try:
-        image = decode(os.path.join(self._root, self._files[i].name))
+        image = decode(self._store.read(self._files[i].name), self._background)
       except BrokenImage as e:
         self._broken.add(i)
         reason = str(e)
@@ -79,7 +82,7 @@ class ImageSource:
       square = center_crop(image, self.image_size)
       return {"image": square, "label": self.labels[i], "index": self.indices[i]}
     raise UserError(
-      f"none of the {n} images in {printable(self._root)!r} can be read; the first is "
+      f"none of the {n} images in {self._store.where!r} can be read; the first is "
       f"{self.name(0)!r} ({reason or 'met before'}). Check the files and their permissions."
     )
 
@@ -89,7 +92,10 @@ class ImageSource:
 
   def short_side(self, position: int) -> int:
     """Pixels of an image's short side before it was scaled; 0 where it cannot be read."""
-    return short_side(os.path.join(self._root, self._files[position].name))
+    try:
+      return short_side(self._store.read(self._files[position].name))
+    except BrokenImage:
+      return 0
 
   @property
   def skipped(self) -> list[str]:
@@ -101,6 +107,8 @@ class ImageSource:
     digest.update(repr((self.classes, self.image_size, split)).encode())
     if self.classes.coarser:
       digest.update(repr(self.classes.coarser).encode())
+    if self._background != WHITE:
+      digest.update(self._background.encode())
     for index, label, file in zip(self.indices, self.labels, self._files, strict=True):
       digest.update(f"{index}\t{label}\t{printable(file.name)}\t{file.num_bytes}\n".encode())
     return digest.hexdigest()[:16]
@@ -110,12 +118,15 @@ def open_source(data, split: str = "train") -> ImageSource:
   """The data set that a config describes.
 
   Args:
-    data: has `source` ("folder" or "twemoji"), `path` (a folder; if not empty, it wins over
-      `source`), `image_size` in pixels, `holdout` (every n-th image of a class, in sorted order:
-      the images n - 1, 2n - 1, ..., so a class of fewer than n keeps all; 0 holds none out), `only`
-      (names of superclasses of `source` to keep, images and table; () keeps all; where `path`
-      replaces another source, its superclasses are not in question), and may have `taxonomy` and
-      `levels`, which give a flat folder superclasses (data.taxonomy).
+    data: has `source` ("folder", "twemoji" or "tfds:NAME"), `path` (stores.open_path; if not empty,
+      it wins over a source that is no "tfds:NAME"), `image_size` in pixels, `holdout` (every n-th
+      image of a class, in sorted order: the images n - 1, 2n - 1, ..., so a class of fewer than n
+      keeps all; 0 holds none out; nothing of it counts in a set that has a held-out split of its
+      own, data.splits), `only` (names of superclasses of `source` to keep, images and table; ()
+      keeps all; where `path` replaces another source, its superclasses are not in question), and
+      may have `split` (data.splits), `label_key` and `super_key` (data.columns), `background`
+      ("#rrggbb", under transparency), and `taxonomy` and `levels`, which give a flat set
+      superclasses (data.taxonomy).
     split: "train", "heldout" or "all".
 
   Raises:
@@ -123,23 +134,17 @@ def open_source(data, split: str = "train") -> ImageSource:
   """
   if data.image_size < 1:
     raise UserError(f"data.image_size={data.image_size} must be a number of pixels, 1 or more.")
-  if data.path or data.source == "folder":
-    if not data.path:
-      raise UserError("data.source is 'folder' and data.path is empty; set data.path to a folder.")
-    root = os.path.expanduser(data.path)
-    files, empty = folder.scan(root)
-  elif data.source == "twemoji":
-    (root, files), empty = twemoji.scan(), []
-  else:
-    raise UserError(
-      f"data.source={data.source!r} is unknown; use 'folder' with data.path, or 'twemoji'."
-    )
+  background = getattr(data, "background", WHITE).lower()  # older runs say nothing of it
+  if not re.fullmatch("#[0-9a-f]{6}", background):
+    raise UserError(f"data.background={background!r} must be a colour as '#ffffff'.")
+  store, files, empty = stores.open_store(data)
   # Runs from before there were taxonomies say nothing of them.
   wanted = getattr(data, "taxonomy", ""), _names(getattr(data, "levels", ()))
   files = taxonomy.apply(files, *wanted)
-  replaced = data.path and data.source != "folder"  # `only` names superclasses of the source
+  # `only` names superclasses of the source, which a path replaces unless it tells where that lies.
+  replaced = data.path and data.source != "folder" and not data.source.startswith(prepared.SOURCE)
   files = _keep_only(files, () if replaced else _names(data.only))
-  return ImageSource(root, files, data.image_size, split, data.holdout, tuple(empty))
+  return ImageSource(store, files, data.image_size, split, data.holdout, tuple(empty), background)
 
 
 def _names(value) -> tuple[str, ...]:
@@ -170,15 +175,15 @@ def _classes_of(files: list[ImageFile]) -> tuple[ClassTable, np.ndarray]:
   return ClassTable.from_paths(named), np.asarray(labels, np.int32)
 
 
-def _positions(labels: np.ndarray, split: str, holdout: int) -> np.ndarray:
+def _positions(files: list[ImageFile], labels: np.ndarray, split: str, holdout: int) -> np.ndarray:
   """Places in the whole list that belong to a split, ascending, int32."""
   if split not in SPLITS:
     raise UserError(f"{split=} is unknown; use one of {', '.join(SPLITS)}.")
   if holdout < 0:
     raise UserError(f"data.holdout={holdout} must be 0 (none) or n to hold every n-th image out.")
   seen = defaultdict(int)
-  held = np.zeros(len(labels), bool)
-  for i, label in enumerate(labels.tolist() if holdout else ()):
+  held = np.asarray([file.split == splits.HELDOUT for file in files], bool)
+  for i, label in enumerate(labels.tolist() if holdout and not held.any() else ()):
     seen[label] += 1
     held[i] = seen[label] % holdout == 0
   mask = {"train": ~held, "heldout": held, "all": np.ones_like(held)}[split]

@@ -54,8 +54,10 @@ class Run:
     """The grain map of an image file, cropped as in training."""
     if len(self.meta["factors"]) == 1:
       return np.zeros(self.models.regions, np.int32)
+    background = self.config.data.get("background", images.WHITE)
     try:
-      square = transforms.center_crop(images.decode(path), self.meta["image_size"])
+      image = images.decode(path, background)
+      square = transforms.center_crop(image, self.meta["image_size"])
     except images.BrokenImage as e:
       raise UserError(f"--grain=entropy-of:{path} cannot be read ({e}); give an image file.") from e
     return grain_maps.GrainMaps.from_record(self.meta["thresholds"]).of(square).astype(np.int32)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import folder
+from dit_jax.data import folder, layout
 
 
 def make(root, *names):
@@ -16,8 +16,12 @@ def make(root, *names):
   return str(root)
 
 
+def scan(root):
+  return layout.arrange(root, folder.walk(root))
+
+
 def scanned(root):
-  files, empty = folder.scan(str(root))
+  files, empty = scan(str(root))
   return [(f.superclass, f.child, f.name) for f in files], empty
 
 
@@ -40,7 +44,7 @@ def test_one_level_has_one_superclass(tmp_path):
 
 def test_any_number_of_levels(tmp_path):
   make(tmp_path, "b/q/y/s/1.png", "a/p/x/s/1.png", "a/p/x/r/2.png")
-  files, empty = folder.scan(str(tmp_path))
+  files, empty = scan(str(tmp_path))
   assert [(*f.above, f.superclass, f.child) for f in files] == [
     ("a", "p", "x", "r"), ("a", "p", "x", "s"), ("b", "q", "y", "s")
   ]  # fmt: skip
@@ -54,7 +58,7 @@ def test_no_level_has_no_class(tmp_path):
 
 def test_sizes_are_those_of_the_files(tmp_path):
   make(tmp_path, "a/long name.png", "a/b.png")
-  files, _ = folder.scan(str(tmp_path))
+  files, _ = scan(str(tmp_path))
   assert [f.num_bytes for f in files] == [len("a/b.png"), len("a/long name.png")]
 
 
@@ -94,15 +98,15 @@ def test_names_of_any_script_and_of_no_encoding(tmp_path):
 def test_refuses_layouts_that_name_no_class(tmp_path, names, message):
   make(tmp_path, *names)
   with pytest.raises(UserError, match=message):
-    folder.scan(str(tmp_path))
+    scan(str(tmp_path))
 
 
 def test_refuses_what_is_no_folder(tmp_path):
   with pytest.raises(UserError, match="does not exist"):
-    folder.scan(str(tmp_path / "nowhere"))
+    scan(str(tmp_path / "nowhere"))
   (tmp_path / "a.zip").write_bytes(b"")
   with pytest.raises(UserError, match="is not a folder"):
-    folder.scan(str(tmp_path / "a.zip"))
+    scan(str(tmp_path / "a.zip"))
 
 
 @pytest.mark.parametrize("where", [".", "a"])
@@ -117,7 +121,7 @@ def test_refuses_a_folder_without_permission(tmp_path, where, monkeypatch):
 
   monkeypatch.setattr(os, "scandir", guarded)  # chmod does not stop root
   with pytest.raises(UserError, match="Permission denied"):
-    folder.scan(str(tmp_path))
+    scan(str(tmp_path))
 
 
 def test_links_inside_are_followed_and_links_outside_refused(tmp_path):
@@ -133,7 +137,7 @@ def test_links_inside_are_followed_and_links_outside_refused(tmp_path):
   for link, target in (("a/y/2.png", "outside/2.png"), ("a/z", "root_too")):
     (root / link).symlink_to(tmp_path / target)
     with pytest.raises(UserError, match="leads out of the image folder"):
-      folder.scan(str(root))
+      scan(str(root))
     (root / link).unlink()
 
 
@@ -153,12 +157,12 @@ def test_loops_end(tmp_path):
   (tmp_path / "b/y/to_x").symlink_to("../../a/x")
   (tmp_path / "a/x/to_y").symlink_to("../../b/y")
   with pytest.raises(UserError, match="different depths"):
-    folder.scan(str(tmp_path))
+    scan(str(tmp_path))
 
 
 def test_a_dangling_link_is_an_image_to_be_counted_and_a_pipe_is_none(tmp_path):
   make(tmp_path, "a/1.png")
   (tmp_path / "a/2.png").symlink_to("nowhere.png")
   os.mkfifo(tmp_path / "a/3.png")
-  files, _ = folder.scan(str(tmp_path))
+  files, _ = scan(str(tmp_path))
   assert [(f.name, f.num_bytes) for f in files] == [("a/1.png", 7), ("a/2.png", 0)]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dit_jax.data import images
-from dit_jax.data.images import BrokenImage, ImageFile, decode, order
+from dit_jax.data.images import BrokenImage, ImageFile, decode, order, short_side
 
 Y, X = np.mgrid[:16, :24]
 RGB = np.stack([10 * X, 10 * Y, np.full_like(X, 90)], -1).astype(np.uint8)
@@ -65,6 +65,14 @@ def test_transparency_lies_over_white(tmp_path, kind):
 def test_half_transparency_is_half_white(tmp_path):
   got = decode(saved(tmp_path / "x.png", Image.new("RGBA", (2, 2), (0, 0, 0, 51))))
   np.testing.assert_allclose(np.asarray(got), 204, atol=1)
+
+
+def test_a_background_of_any_colour_lies_under_what_is_transparent(tmp_path):
+  path = saved(tmp_path / "x.png", Image.new("RGBA", (2, 2), (0, 0, 0, 51)))
+  got = np.asarray(decode(path, "#0a64ff"))[0, 0]
+  np.testing.assert_allclose(got, (8, 80, 204), atol=1)
+  opaque = saved(tmp_path / "y.png", Image.new("RGB", (2, 2), (1, 2, 3)))
+  np.testing.assert_array_equal(np.asarray(decode(opaque, "#0a64ff"))[0, 0], (1, 2, 3))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -126,8 +134,18 @@ BROKEN = {
 def test_broken_files_are_named_broken(tmp_path, kind):
   path = tmp_path / "x.jpg"
   path.write_bytes(BROKEN[kind])
-  with pytest.raises(BrokenImage):
-    decode(str(path))
+  for data in (str(path), BROKEN[kind]):
+    with pytest.raises(BrokenImage):
+      decode(data)
+
+
+def test_bytes_are_the_file_that_they_came_from(tmp_path):
+  path = saved(tmp_path / "x.jpg", Image.fromarray(RGB))
+  with open(path, "rb") as f:
+    data = f.read()
+  np.testing.assert_array_equal(np.asarray(decode(data)), np.asarray(decode(path)))
+  assert short_side(data) == short_side(path) == 16
+  assert short_side(b"no image") == 0
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -258,3 +258,37 @@ def test_photos():
     assert source.name(i).startswith(f"{name}/")
     assert item["image"].std() > 5
   assert source.skipped == []
+
+
+def test_a_held_out_folder_takes_the_place_of_every_nth_image(tmp_path):
+  paint(tmp_path, "train/owl/1.png", "train/tit/1.png", "train/tit/2.png", "val/owl/1.png")
+  everything, train, held = (
+    open_source(config(tmp_path, holdout=2), split) for split in ("all", "train", "heldout")
+  )
+  assert [train.name(i) for i in range(3)] == [
+    "train/owl/1.png", "train/tit/1.png", "train/tit/2.png"
+  ]  # fmt: skip
+  assert [held.name(i) for i in range(len(held))] == ["val/owl/1.png"]
+  assert sorted([*train.indices, *held.indices]) == list(everything.indices)
+  assert train.classes == held.classes == everything.classes
+  assert everything.classes.children == ("owl", "tit")
+  np.testing.assert_array_equal(held[0]["image"], everything[held.indices[0]]["image"])
+  alone = open_source(config(tmp_path, holdout=2, split="train"), "train")
+  assert [alone.name(i) for i in range(2)] == ["train/owl/1.png", "train/tit/1.png"]
+
+
+def test_the_background_lies_under_transparency_and_in_the_fingerprint(tmp_path):
+  Image.new("RGBA", (16, 16), (200, 0, 0, 0)).save(tmp_path / "1.png")
+  white, old, blue = (
+    open_source(config(tmp_path, **changes))
+    for changes in (dict(background="#FFFFFF"), {}, dict(background="#0000fe"))
+  )
+  np.testing.assert_array_equal(white[0]["image"], 255)
+  np.testing.assert_array_equal(blue[0]["image"][0, 0], (0, 0, 254))
+  assert white.fingerprint == old.fingerprint != blue.fingerprint
+
+
+@pytest.mark.parametrize("colour", ["white", "#fff", "", "#ffffffff", "#gggggg"])
+def test_a_background_is_a_colour(birds, colour):
+  with pytest.raises(UserError, match="must be a colour as '#ffffff'"):
+    open_source(config(birds, background=colour))

@@ -1,0 +1,43 @@
+"""What every archive must keep to; the archives themselves are in test_zips.py and test_tars.py."""
+
+import pytest
+
+from dit_jax.core.errors import UserError
+from dit_jax.data import archives
+
+
+def names(*members):
+  return [clean for _, clean, _ in archives.named("the set", ((name, None) for name in members))]
+
+
+def test_strays_and_what_is_no_image_do_not_count():
+  got = names("./a/1.PNG", "a/2.jpg", "a/.x.png", ".git/1.png", "__MACOSX/1.png", "a/x.txt", "a/b/")
+  assert got == ["a/1.PNG", "a/2.jpg"]
+
+
+@pytest.mark.parametrize(
+  "name", ["../x.png", "a/..", "/x.png", "c:\\x.png", "a\\x.png", "a\0.png", "x" * 256, "./../x"]
+)
+def test_no_name_leads_outside(name):
+  with pytest.raises(UserError, match=r"'the set' has a member .* do not trust it"):
+    names("a/1.png", name)
+
+
+def test_a_hostile_name_is_shown_short():
+  with pytest.raises(UserError) as told:
+    names("/" + "x" * 10_000)
+  assert len(str(told.value)) < 250
+
+
+@pytest.mark.parametrize(
+  ("path", "members", "prefix"),
+  [
+    ("x/birds.zip", ["birds/a/1.png", "birds/b/1.png"], "birds/"),
+    ("birds.TAR", ["birds/a/1.png"], "birds/"),
+    ("birds.zip", ["birds/a/1.png", "b/1.png"], ""),
+    ("birds.zip", ["birdsong/1.png"], ""),
+    ("b.ir.ds.tar", ["b.ir.ds/1.png"], "b.ir.ds/"),
+  ],
+)
+def test_the_folder_of_the_archives_own_name(path, members, prefix):
+  assert archives.wrapper(path, members) == prefix
