@@ -29,11 +29,7 @@ if [ "$all" ]; then
     echo "Found no Python 3.12: the smoke run on it is left out"
   fi
 fi
-# One file's tests share a process, so that they share what it compiled.
-tests() { "$python" -m pytest -n "$WORKERS" --dist=loadfile -rs "$@" ${args[@]+"${args[@]}"}; }
-tests
-if [ "$all" ]; then
-  tests -m all -k wide_shapes --dist=load
-  # The others train for minutes: here XLA's optimiser pays.
-  XLA_FLAGS=--xla_backend_optimization_level=3 tests -m all -k "not wide_shapes"
-fi
+# One file's tests share a process, so that they share what it compiled; tests/conftest.py says which
+# files come first.
+"$python" -m pytest -n "$WORKERS" --dist=loadfile --no-loadscope-reorder -rs \
+  ${all:+-m "all or not all"} ${args[@]+"${args[@]}"}

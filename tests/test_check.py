@@ -79,9 +79,9 @@ def test_training_costs_three_times_the_forward_pass(large):
   assert dvae["train"] > 3 * dvae["forward"]  # LPIPS and the critic are part of its loss
 
 
-@pytest.mark.parametrize("fusion", ["sum", "swap"])
 @pytest.mark.parametrize(
-  ("name", "count", "classes"), [("inat", 12_153_632, 10_011), ("vegfru", 986_144, 317)]
+  ("name", "count", "classes", "fusion"),
+  [("inat", 12_153_632, 10_011, "swap"), ("vegfru", 986_144, 317, "sum")],
 )
 def test_counts_of_fine_diffusion_are_as_published(name, count, classes, fusion):
   """DiT-XL/2: 489,632 biases, 131,328 of norms, 1,152 a class and a superclass."""
@@ -157,6 +157,7 @@ def test_a_folder_in_place_of_a_packaged_set_is_counted_whole(images):
 
 def test_prob_sparse_blocks_are_named_and_warned_of_where_dense_is_faster():
   words = ["--config.dct.model.attention." + w for w in ("kind=pro", "pro_min_tokens=10")]
+  words.append("--config.stages=('dgt', 'dct')")
   facts = json.loads(told(TINY, *words, "--json"))
   base, refined = facts["tokens"]["base"], facts["tokens"]["refined_max"]
   assert facts["pro_blocks"] == {"dgt": {}, "dct": {str(base): [0, 1], str(refined): [2]}}

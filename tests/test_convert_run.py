@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_images
 from flax import traverse_util
+from test_end_to_end import compile_once, one_device  # noqa: F401
 from tiny_sd_vae import DIT, fine_tune, write_dit, write_vae
 
 from dit_jax import convert, train

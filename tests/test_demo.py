@@ -1,20 +1,19 @@
 """The README's first command at the demo's tiny sizes: it installs, trains and reports."""
 
 import json
-import os
 import pathlib
 import subprocess
 
 import numpy as np
 import pytest
+import real_run
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 def demo(workdir) -> str:
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  env |= {"CONFIG": "configs/demo.py:tiny", "WORKDIR": str(workdir)}
+  env = real_run.one_device() | {"CONFIG": "configs/demo.py:tiny", "WORKDIR": str(workdir)}
   done = subprocess.run([ROOT / "launch" / "demo.sh"], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-2000:]
   return done.stdout

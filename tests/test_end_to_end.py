@@ -97,9 +97,11 @@ def machine_of(count, patch):
     patch.setattr(jax, name, lambda *args, real=real, **kw: real(*args, **kw)[:count])
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  machine_of(1, monkeypatch)
+@pytest.fixture(autouse=True, scope="module")
+def one_device():
+  with pytest.MonkeyPatch.context() as patch:
+    machine_of(1, patch)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -108,14 +110,12 @@ def images(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def straight(images, tmp_path_factory, compile_once):
+def straight(images, tmp_path_factory, compile_once, one_device):
   """A finished run, with previews; tests that change it work on copies."""
   workdir, config = tmp_path_factory.mktemp("straight") / "run", recipe(images)
   for name in STAGES:
     config[name].every.preview = STEPS
-  with pytest.MonkeyPatch.context() as patch:
-    machine_of(1, patch)
-    train.train_and_evaluate(config, workdir)
+  train.train_and_evaluate(config, workdir)
   return workdir
 
 

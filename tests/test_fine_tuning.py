@@ -48,14 +48,12 @@ def others(images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(images, tmp_path_factory, compile_once):  # noqa: F811
+def source(images, tmp_path_factory, compile_once, one_device):  # noqa: F811
   """The pretrained run."""
   workdir, config = tmp_path_factory.mktemp("source") / "run", plain(images)
   for stage in e2e.STAGES:
     config[stage].total_steps = 2 if stage in TUNED else e2e.STEPS
-  with pytest.MonkeyPatch.context() as patch:
-    e2e.machine_of(1, patch)
-    train.train_and_evaluate(config, workdir)
+  train.train_and_evaluate(config, workdir)
   return workdir
 
 
@@ -63,9 +61,7 @@ def source(images, tmp_path_factory, compile_once):  # noqa: F811
 def straight(others, source, tmp_path_factory):
   """Its fine-tune; the tests read it."""
   workdir = tmp_path_factory.mktemp("tuned") / "run"
-  with pytest.MonkeyPatch.context() as patch:
-    e2e.machine_of(1, patch)
-    train.train_and_evaluate(recipe(others, source), workdir)
+  train.train_and_evaluate(recipe(others, source), workdir)
   return workdir
 
 

@@ -1,22 +1,23 @@
 """The benchmark of fine-tuning runs at a small size, and its rows say what its table does."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import real_run
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[1] / "benchmarks" / "fine_tuning.py"
 
 
 @pytest.mark.all
 def test_rows_of_two_batch_sizes(tmp_path):
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   words = ["--variant=S", "--depth=1", "--image-size=64", "--repeats=2", "--batch=1", "--also=2"]
   command = [sys.executable, str(SCRIPT), *words, "--kinds=full,efdit", f"--out={tmp_path / 'out'}"]
-  run = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+  run = subprocess.run(
+    command, env=real_run.one_device(), capture_output=True, text=True, check=False
+  )
   assert run.returncode == 0, run.stderr[-2000:]
   head, *rows = json.loads((tmp_path / "out").read_text())
   assert {"date", "device", "versions"} < set(head)

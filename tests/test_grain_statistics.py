@@ -1,6 +1,10 @@
 """The grain transformer's maps are distributed like held-out maps, not merely right on average.
 
-Minutes long: trains on the maps of Twemoji's training split and draws 2,000.
+Minutes long: trains on the maps of Twemoji's training split, 4 x 4 regions each, and draws 2,000.
+
+Power: with 339 held-out maps the difference of two cumulative shares has a deviation of at most
+0.5 sqrt(1 / 2000 + 1 / 339) = 0.03, so a fine fraction that is off by a KS distance of 0.15 is
+refused 19 times in 20.
 """
 
 import dataclasses

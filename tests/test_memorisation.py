@@ -1,7 +1,7 @@
 """Eight images of eight classes, through all stages and back from pure noise.
 
 A model that has seen only eight images must give them back: every stage, the latent statistics, the
-grain structure of the noise and the labels have to be right for that. The hearts share one grain
+grain structure of the noise and the labels have to be right for that. The circles share one grain
 map and the flags another, so a map tells the kind and only the label tells which one. Minutes long.
 """
 
@@ -16,9 +16,10 @@ from dit_jax.evals import frechet
 from dit_jax.sampling import generate
 from dit_jax.tasks import dvae, restored
 
-PICTURES = (  # hearts (red, green, purple, orange) and flags of three upright stripes, in turn
-  *("2764", "1f1eb-1f1f7", "1f49a", "1f1ee-1f1f9"),
-  *("1f49c", "1f1ee-1f1ea", "1f9e1", "1f1e8-1f1ee"),
+SIZE = 32  # pixels; of tests/recipes/memorise.py
+PICTURES = (  # circles (red, green, purple, orange) and flags of three upright stripes, in turn
+  *("1f534", "1f1eb-1f1f7", "1f7e2", "1f1ee-1f1f9"),
+  *("1f7e3", "1f1ee-1f1ea", "1f7e0", "1f1e8-1f1ee"),
 )
 
 
@@ -27,7 +28,7 @@ def folder(tmp_path_factory):
   """root/class/picture.png, drawn on white by the Twemoji source."""
   from PIL import Image
 
-  data = dict(source="twemoji", path="", image_size=64, holdout=0, only=())
+  data = dict(source="twemoji", path="", image_size=SIZE, holdout=0, only=())
   source = sources.open_source(configs.parse_arg("", **data), "all")
   place = {source.name(i).rpartition("/")[2].removesuffix(".png"): i for i in range(len(source))}
   root = tmp_path_factory.mktemp("eight")
@@ -48,7 +49,7 @@ def test_eight_images_come_back_from_noise(folder, tmp_path):
   assert len(np.unique(grains, axis=0)) == 2
   np.testing.assert_array_equal(grains, np.roll(grains, 2, axis=0))
 
-  stage = dvae.DVAETask(run.config.dvae, 64)
+  stage = dvae.DVAETask(run.config.dvae, SIZE)
   again = np.asarray(jax.jit(stage.reconstruct)({"gen": run.params["dvae"]}, images, grains))
   generator = generate.Generator(
     run.models, run.settings(steps=50, guidance=1.0), jax.devices()[:1]

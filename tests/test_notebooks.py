@@ -10,6 +10,7 @@ import shutil
 import nbformat
 import numpy as np
 import pytest
+import real_run
 import tiny_images
 from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
@@ -158,7 +159,7 @@ def outputs(notebook, cell_id: str) -> tuple[str, int]:
 @pytest.mark.all
 def test_trains_resumes_on_a_new_machine_and_samples(tmp_path, monkeypatch):
   """The first machine's folder is deleted; the workdir stays, as on a mounted drive."""
-  monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # on one device
+  monkeypatch.setenv("XLA_FLAGS", real_run.one_device()["XLA_FLAGS"])
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
   monkeypatch.setenv("PYTHONPATH", str(ROOT))
   workdir = tmp_path / "drive" / "run"

@@ -6,7 +6,6 @@ fell is read from the files and lines that it left.
 """
 
 import collections
-import os
 import pathlib
 import random
 import re
@@ -15,6 +14,7 @@ import sys
 import time
 
 import pytest
+import real_run
 import test_end_to_end as e2e
 
 from dit_jax.core import config as configs
@@ -34,9 +34,7 @@ _BANNER = re.compile(r"^\[(\w+)\] (?:[\d,]+ parameters|encoding)", re.MULTILINE)
 
 def environment(folder: pathlib.Path) -> dict[str, str]:
   """Of the command: one device, and programs kept in the folder, whatever they took to compile."""
-  flags = [f for f in os.environ["XLA_FLAGS"].split() if "device_count" not in f]
-  return os.environ | {
-    "XLA_FLAGS": " ".join(flags),
+  return real_run.one_device() | {
     "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_images
+from test_end_to_end import compile_once, one_device  # noqa: F401
 from tiny_sd_vae import RECIPES, SIZE, VAE, fine_tune, recipe, write_dit, write_vae
 
 from dit_jax import train

@@ -8,7 +8,7 @@ from dit_jax.core import config
 def get_config(arg=None):
   del arg
   c = config.load(pathlib.Path(__file__).parents[2] / "configs" / "demo.py")
-  c.data.only, c.data.holdout = (), 5
+  c.data.only, c.data.holdout, c.data.image_size = (), 5, 32  # maps of 4 x 4
   c.dvae.total_steps, c.dvae.optim.warmup_steps = 2, 0
   c.dvae.model.width, c.dvae.loss.lpips, c.dvae.loss.trunk = 8, 0.0, "none"
   c.dgt.total_steps = 2_500

@@ -9,7 +9,7 @@ def get_config(arg=None):
   del arg
   c = config.load(pathlib.Path(__file__).parents[2] / "configs" / "demo.py")
   c.seed = 1
-  c.data.holdout, c.data.only = 0, ()
+  c.data.image_size, c.data.holdout, c.data.only = 32, 0, ()
   for stage in c.stages:
     c[stage].batch_size = 8
     c[stage].every = dict(log=100, save=10_000, preview=0)

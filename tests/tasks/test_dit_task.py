@@ -66,14 +66,16 @@ def build(cache, monkeypatch):
   return lambda config: dit.build(config, "nowhere", None)
 
 
-def value_and_grad(task, params, batch, norm):
+def value_and_grad(task):
+  """(params, batch, norm) -> loss and gradient, on the host; a shape compiles once."""
+
   @jax.jit
   def fn(params, batch, norm):
     keys = rng.image_keys(0, 7, batch["index"])
     value = lambda p: task.phases[0][1](p, {}, batch, keys, norm, jnp.int32(7))
     return jax.value_and_grad(value, has_aux=True)(params)
 
-  return jax.device_get(fn(params, batch, norm))
+  return lambda *args: jax.device_get(fn(*args))
 
 
 def test_the_stage_on_latents_of_one_grain(build, cache):
@@ -104,7 +106,7 @@ def test_with_one_grain_all_kinds_of_loss_agree(build):
       params = ref.random_params(jax.eval_shape(task.init, jax.random.key(0)), scale=0.1)
     norm = jax.device_get(jax.jit(task.normalizers)(batch))
     assert (norm["codes"], norm["cells"], list(norm["per_grain"])) == (256, 256, [256])
-    values.append(value_and_grad(task, params, batch, norm))
+    values.append(value_and_grad(task)(params, batch, norm))
   (loss, metrics), grads = values[0]
   assert loss > 0
   assert set(metrics) == {"mse", "vlb_bits"}
@@ -120,9 +122,10 @@ def test_micro_batches_add_up_to_the_whole_batch(build):
   batch = next(task.batches(3))
   norm = jax.device_get(jax.jit(task.normalizers)(batch))
   params = ref.random_params(jax.eval_shape(task.init, jax.random.key(0)), scale=0.1)
-  whole = value_and_grad(task, params, batch, norm)
+  of = value_and_grad(task)
+  whole = of(params, batch, norm)
   halves = [{k: x[i::2] for k, x in batch.items()} for i in range(2)]
-  parts = [value_and_grad(task, params, half, norm) for half in halves]
+  parts = [of(params, half, norm) for half in halves]
   total, grads = jax.tree.map(np.add, *parts)
   chex.assert_trees_all_close(total, whole[0], rtol=1e-6)
   largest = max(np.abs(x).max() for x in jax.tree.leaves(whole[1]))

