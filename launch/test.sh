@@ -20,6 +20,8 @@ for arg in "$@"; do
 done
 
 install .venv "$EXTRAS${all:+,parity}" "${PYTHONS[@]}"
+# Its metrics are a reference; alone, as it asks for torchvision, which breaks the CPU's diffusers.
+[ -z "$all" ] || "$python" -m pip install -qq --no-deps torch-fidelity==0.4.0
 "$python" -m ruff check
 "$python" -m ruff format --check
 if [ "$all" ]; then

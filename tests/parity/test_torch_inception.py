@@ -19,7 +19,7 @@ from dit_jax.evals import features
 from dit_jax.models import inception
 
 pytestmark = pytest.mark.all
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", reason="torch is not installed: parity")
 F = torch.nn.functional
 TOLERANCE = 1e-4
 KINDS = ("values", "spatial", "logits")
@@ -188,7 +188,7 @@ def fidelity(monkeypatch):
   """The module of torch-fidelity's network alone: the package's start needs torchvision."""
   found = importlib.util.find_spec("torch_fidelity")
   if found is None:
-    pytest.skip("torch_fidelity is not installed")
+    pytest.skip("torch_fidelity is not installed: parity")
   package = types.ModuleType("torch_fidelity")
   package.__path__ = list(found.submodule_search_locations)
   before = set(sys.modules)
