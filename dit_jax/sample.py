@@ -11,6 +11,7 @@ draws nothing: it doubles a picture, or those of a folder, by the stage superres
 import functools
 import os
 import pathlib
+import secrets
 import sys
 
 import numpy as np
@@ -18,6 +19,8 @@ from absl import flags
 
 from dit_jax.core import cli
 from dit_jax.core.errors import UserError
+from dit_jax.diffusion import solvers
+from dit_jax.diffusion.spacing import SPACINGS
 from dit_jax.sampling import generate, grain_source, grids, superres
 from dit_jax.tasks import doubled, restored
 from dit_jax.tasks import superres as superres_task
@@ -33,7 +36,18 @@ _CLASSES = flags.DEFINE_string(
 )
 _NUM = flags.DEFINE_integer("num", 1, "Pictures a class.", lower_bound=1, flag_values=FLAGS)
 _SEED = flags.DEFINE_integer(
-  "seed", 0, "Root of every draw.", lower_bound=0, upper_bound=2**32 - 1, flag_values=FLAGS
+  "seed",
+  0,
+  "Root of every draw; -1: a fresh one, which is told.",
+  lower_bound=-1,
+  upper_bound=2**32 - 1,
+  flag_values=FLAGS,
+)
+_SAMPLER = flags.DEFINE_string(
+  "sampler", None, f"One of {', '.join(solvers.NAMES)}; default: the run's.", flag_values=FLAGS
+)
+_SPACING = flags.DEFINE_string(
+  "spacing", None, f"Of times: auto, {', '.join(SPACINGS)}; default: the run's.", flag_values=FLAGS
 )
 _STEPS = flags.DEFINE_integer("steps", None, "Steps; default: the run's.", flag_values=FLAGS)
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Scale; default: the run's.", flag_values=FLAGS)
@@ -45,6 +59,9 @@ _INTERVAL = flags.DEFINE_list(
 )
 _CHANNELS = flags.DEFINE_integer(
   "guidance_channels", None, "Guide the first channels of a latent; 0: all.", flag_values=FLAGS
+)
+_RESCALE = flags.DEFINE_float(
+  "guidance_rescale", None, "Take back the contrast of guidance: 0 to 1.", flag_values=FLAGS
 )
 _BATCH = flags.DEFINE_integer(
   "batch", 16, "Pictures in flight; changes none of them.", lower_bound=1, flag_values=FLAGS
@@ -93,12 +110,16 @@ def main():
   labels, names = _labels(run, _CLASSES.value)
   settings = run.settings(
     steps=_STEPS.value,
+    stepper=_SAMPLER.value,
+    spacing=_SPACING.value,
     guidance=_GUIDANCE.value,
     guidance_level=_LEVEL.value,
     guidance_interval=_interval(_INTERVAL.value),
     guidance_channels=_CHANNELS.value,
+    guidance_rescale=_RESCALE.value,
   )
   generator = generate.Generator(run.models, settings)
+  seed = secrets.randbelow(2**32) if _SEED.value == -1 else _SEED.value
 
   label = np.repeat(labels, _NUM.value).astype(np.int32)
   stride = max(run.models.tiers.num_named, 1)
@@ -107,15 +128,15 @@ def main():
   if kind in grain_source.OUTSIDE:
     _say(f"--grain={kind}: outside the training distribution; judge no quality by it")
     grains = grain_source.by_rule(
-      kind, index, _SEED.value, run.models.regions, run.meta["thresholds"]["fractions"]
+      kind, index, seed, run.models.regions, run.meta["thresholds"]["fractions"]
     )
   elif kind == "entropy-of":
     one = run.map_of_image(image_path)
     grains = np.repeat(one[None], len(label), axis=0)
   else:
-    grains = generator.grain_maps(run.params, label, index, _SEED.value)
+    grains = generator.grain_maps(run.params, label, index, seed)
 
-  images = generator.images(run.params, label, index, grains, _SEED.value, _BATCH.value)
+  images = generator.images(run.params, label, index, grains, seed, _BATCH.value)
   images = enlarged(images)
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
@@ -123,8 +144,8 @@ def main():
     np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains)
   _say(
     f"{len(images)} pictures of {len(labels)} classes ({', '.join(names[:5])}"
-    f"{', ...' if len(names) > 5 else ''}), seed {_SEED.value}, {settings.steps} steps, guidance "
-    f"{settings.guidance}: {out}"
+    f"{', ...' if len(names) > 5 else ''}), seed {seed}, {settings.steps} steps, guidance "
+    f"{settings.guidance}, {settings.stepper}: {out}"
   )
 
 

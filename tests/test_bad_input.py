@@ -188,6 +188,8 @@ FIELDS = [  # of a recipe whose first stage could be trained before the last one
   ("dct.every.save=0", "dct.every.save=0 must be 1 or more"),
   ("dct.ema_decay=2.0", "dct.ema_decay=2.0 must be 0 to 1"),
   ("sampling.stepper=heum", "stepper='heum' is unknown"),
+  ("sampling.spacing=karras", "log-SNR is infinite at t = 1, so wanted 'linspace'"),
+  ("sampling.guidance_rescale=-1.0", "guidance_rescale=-1.0 must be 0 (off) to 1"),
   ("sampling.steps=0", "steps=0 must be at least 1"),
   ("sampling.map_order=sorted", "map_order='sorted' is unknown"),
   ("latents.batch_size=0", "latents.batch_size=0 must be 1 or more"),

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -146,6 +147,16 @@ def test_one_device_and_a_real_command_draw_the_same(workdir, everything, tmp_pa
     np.testing.assert_array_equal(file["grains"], everything["grains"][[3, 4, 9, 10]])
     np.testing.assert_array_equal(file["arr_0"], everything["arr_0"][[3, 4, 9, 10]])
   assert run.stdout == ""
+
+
+def test_a_fresh_seed_is_told_and_draws_the_same_again_by_any_sampler(draw):
+  how = ("--sampler=heun", "--spacing=quadratic", "--guidance_rescale=0.5", "--steps=2")
+  first, told, _ = draw("--seed=-1", *how)
+  seed = re.search(r"seed (\d+), 2 steps, guidance 2.0, heun: ", told)[1]
+  other, told, _ = draw("--seed=-1", *how)
+  assert f"seed {seed}," not in told
+  assert (other["arr_0"] != first["arr_0"]).any()
+  np.testing.assert_array_equal(draw(f"--seed={seed}", *how)[0]["arr_0"], first["arr_0"])
 
 
 def test_seed_steps_guidance_and_checkpoint_matter(draw, everything):
@@ -294,6 +305,8 @@ def test_the_default_picture_is_in_the_workdir(workdir, compiled_once):
     (["--step=3"], "no checkpoint of step 3"),
     (["--step=3"], "there are: 2, 4"),
     (["--steps=0"], "steps=0 must be at least 1"),
+    (["--sampler=dpm"], "stepper='dpm' is unknown; choose one of"),
+    (["--spacing=logsnr"], "log-SNR is infinite at t = 1, so wanted 'linspace'"),
     (["--guidance=nan"], "guidance=nan must be a number"),
     (["--grain=entropy-of:none.png"], "--grain=entropy-of:none.png cannot be read"),
     (["--superres"], "which has none; train configs/superres.py and give its folder"),

@@ -2,9 +2,13 @@
 
 (1) pred = scale * model(z, t, label) + (1 - scale) * model(z, t, base label)
 
+(2) pred <- pred (1 + phi (std(model(z, t, label)) / std(pred) - 1))
+
 With "no class" as the base it is classifier-free guidance (Ho & Salimans 2022), with the superclass
 it is superclass guidance (after FineDiffusion, arXiv 2402.18331). That it may act at some times
-alone is Kynkaanniemi et al.'s (arXiv 2404.07724), on the first channels alone DiT's code's.
+alone is Kynkaanniemi et al.'s (arXiv 2404.07724), on the first channels alone DiT's code's. (2),
+which takes back the contrast that a large scale adds, is Lin et al.'s (arXiv 2305.08891, Eqs. 15
+and 16), over all that is guided of an image.
 """
 
 from collections.abc import Callable
@@ -29,6 +33,7 @@ def guided(
   scale: ArrayLike,
   channels: int = 0,
   interval: tuple[float, float] = ALWAYS,
+  rescale: float = 0.0,
 ) -> Callable[..., Array]:
   """Eq. (1) as a model function, both branches in one doubled batch.
 
@@ -44,6 +49,7 @@ def guided(
     channels: so many of z's are guided, the first ones; 0: all.
     interval: model times between which, ends included, guidance acts; outside, the model is called
       on b rows, which must share one time.
+    rescale: phi of Eq. (2), 0 to 1; 0: off.
 
   Returns:
     `fn(z [b], model_time [b]) -> raw output`.
@@ -57,6 +63,8 @@ def guided(
     c = channels or z.shape[-1]
     # Written as a mixture, not base + scale (cond - base): scales 0 and 1 are then exact.
     pred = scale * cond[..., :c] + (1.0 - scale) * base[..., :c]
+    if rescale:
+      pred = _rescaled(pred, cond[..., :c].astype(pred.dtype), rescale)
     return jnp.concatenate([pred, cond[..., c:].astype(pred.dtype)], axis=-1)
 
   if interval == ALWAYS:
@@ -71,3 +79,10 @@ def guided(
     return jax.lax.cond(inside, fn, plain, z, model_time)
 
   return sometimes
+
+
+def _rescaled(pred: Float[Array, "b h w c"], cond: Float[Array, "b h w c"], phi: float):
+  """Eq. (2); a prediction without any contrast stays as it is."""
+  std, wanted = (jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (pred, cond))
+  ratio = jnp.where(std > 0, wanted / jnp.where(std > 0, std, 1.0), 1.0)
+  return pred * (1.0 + phi * (ratio - 1.0))

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from dit_jax.core import rng
 from dit_jax.core.typing import Array, Float, Key
 from dit_jax.diffusion import process
-from dit_jax.diffusion.steppers import DDIM, DDPM
+from dit_jax.diffusion.steppers import Stepper
 
 
 def sample(
   denoise: process.Denoiser,
-  stepper: DDPM | DDIM,
+  stepper: Stepper,
   times: Float[Array, " n"],
   noise: Float[Array, "b h w c"],
   keys: Key[Array, " b"],
@@ -24,7 +24,7 @@ def sample(
   Args:
     denoise: `denoise(z, t [b]) -> Denoised`.
     stepper: how to go from one time to the next.
-    times: descending, `schedule.times(num_steps)`.
+    times: descending, from `spacing.times`.
     noise: z at times[0].
     keys: one per image; step i draws from a stream of its own.
     correct_x0: `correct_x0(x0, z, t [b]) -> x0`, applied to every prediction; eps follows as
@@ -42,6 +42,7 @@ def sample(
     step_denoise = denoise if correct_x0 is None else corrected
     return stepper.step(step_denoise, carry, t, s, rng.stream(step_keys, i)), None
 
+  times = stepper.visits(times)
   steps = (times[:-1], times[1:], jnp.arange(times.shape[0] - 1))
   carry, _ = jax.lax.scan(body, stepper.init(noise), steps)
   return stepper.finish(carry)

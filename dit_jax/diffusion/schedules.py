@@ -28,7 +28,10 @@ def _linear_tables(T: int, beta_min: float, beta_max: float) -> tuple[np.ndarray
   """alpha and sigma of Eq. (1) at i = 0..T, computed in float64."""
   log_alpha_sq = np.cumsum(np.log1p(-np.linspace(beta_min, beta_max, T)))
   log_alpha_sq = np.concatenate([[0.0], log_alpha_sq])
-  alpha, sigma = np.exp(0.5 * log_alpha_sq), np.sqrt(-np.expm1(log_alpha_sq))
+  alpha, sigma = (
+    np.exp(0.5 * log_alpha_sq),
+    np.sqrt(0.0 - np.expm1(log_alpha_sq)),
+  )  # not -0.0 at i = 0
   return alpha.astype(np.float32), sigma.astype(np.float32)
 
 
@@ -62,6 +65,17 @@ class LinearBeta:
   def sigma(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """Standard deviation of the noise."""
     return jnp.asarray(_linear_tables(self.T, self.beta_min, self.beta_max)[1])[self._index(t)]
+
+  def noise_ratio(self, t: float) -> float:
+    """sigma / alpha on the host."""
+    alpha, sigma = _linear_tables(self.T, self.beta_min, self.beta_max)
+    return float(sigma[round(t * self.T)] / alpha[round(t * self.T)])
+
+  def time_of(self, noise_ratio: np.ndarray) -> np.ndarray:
+    """Where sigma / alpha is so much, between steps of the chain too; on the host."""
+    alpha, sigma = _linear_tables(self.T, self.beta_min, self.beta_max)
+    steps = np.arange(1, self.T + 1)
+    return np.interp(np.log(noise_ratio), np.log(sigma[1:] / alpha[1:]), steps) / self.T
 
   def model_time(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """What the timestep embedding sees: i - 1, in 0..T-1, as in DDPM's numbering."""
@@ -108,7 +122,8 @@ class Cosine(_Continuous):
 
   Attributes:
     logit_normal: training times from sigmoid(N(0, 1)) instead of uniform.
-    T: steps of the chain whose variational bound is trained when the variance is learned.
+    T: steps of the chain whose variational bound is trained when the variance is learned; 1 / T is
+      the least time of spacings by noise.
   """
 
   logit_normal: bool = False
@@ -123,6 +138,14 @@ class Cosine(_Continuous):
   def sigma(self, t: Float[Array, "..."]) -> Float[Array, "..."]:
     """Standard deviation of the noise."""
     return jnp.sin(_COSINE_END * t)
+
+  def noise_ratio(self, t: float) -> float:
+    """sigma / alpha on the host."""
+    return float(np.tan(_COSINE_END * t))
+
+  def time_of(self, noise_ratio: np.ndarray) -> np.ndarray:
+    """Where sigma / alpha is so much; on the host."""
+    return np.arctan(noise_ratio) / _COSINE_END
 
 
 @dataclasses.dataclass(frozen=True)

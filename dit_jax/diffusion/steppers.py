@@ -1,5 +1,8 @@
 """One step from t down to s. A stepper is `init(x)`, `step(denoise, carry, t, s, keys)`, `finish`.
 
+Every step calls the denoiser once, at t; `visits` makes the times of the steps from those asked
+for. Steppers that remember former calls are in solvers.py.
+
   (1) DDPM  z_s = mean + sqrt(variance) noise, mean and variance of q(z_s | z_t, x0 predicted)
             (process.py, Eqs. 4 and 5), for steps of any length
   (2) DDIM  z_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c noise, c = eta sqrt(posterior var)
@@ -23,8 +26,24 @@ from dit_jax.diffusion.schedules import Schedule
 VARIANCES = ("learned", "small", "large")
 
 
+class Stepper:
+  """What a stepper is where it remembers nothing: the carry is z itself."""
+
+  def visits(self, times: Float[Array, " n"]) -> Float[Array, " m"]:
+    """The times between which steps are made, times[0] to times[-1]."""
+    return times
+
+  def init(self, x: Float[Array, "b h w c"]):
+    """The carry before the first step, from z at its time."""
+    return x
+
+  def finish(self, carry) -> Float[Array, "b h w c"]:
+    """z at the time that the carry has reached."""
+    return carry
+
+
 @dataclasses.dataclass(frozen=True)
-class DDPM:
+class DDPM(Stepper):
   """Eq. (1): ancestral sampling.
 
   Attributes:
@@ -41,10 +60,6 @@ class DDPM:
   def __post_init__(self):
     if self.var not in VARIANCES:
       raise UserError(f"var={self.var!r}: wanted one of {VARIANCES}; change it.")
-
-  def init(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The carry is z itself."""
-    return x
 
   def step(
     self,
@@ -65,13 +80,9 @@ class DDPM:
       std = jnp.sqrt(q.var if self.var == "small" else q.var_ts)
     return q.from_z * z + q.from_x0 * d.x0 + jnp.where(s > 0, std, 0.0) * self.noise_fn(keys)
 
-  def finish(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """z_0."""
-    return z
-
 
 @dataclasses.dataclass(frozen=True)
-class DDIM:
+class DDIM(Stepper):
   """Eq. (2): deterministic at eta = 0, where no noise is drawn; DDPM with "small" at eta = 1.
 
   Attributes:
@@ -87,10 +98,6 @@ class DDIM:
   def __post_init__(self):
     if not 0 <= self.eta <= 1:
       raise UserError(f"eta={self.eta}: wanted 0..1; change it.")
-
-  def init(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """The carry is z itself."""
-    return x
 
   def step(
     self,
@@ -108,7 +115,3 @@ class DDIM:
     c = self.eta * jnp.sqrt(process.transition(self.schedule, t, s).var)
     old = jnp.sqrt(jnp.maximum(jnp.square(sigma) - jnp.square(c), 0.0))
     return alpha * d.x0 + old * d.eps + c * self.noise_fn(keys)
-
-  def finish(self, z: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """z_0."""
-    return z

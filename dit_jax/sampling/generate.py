@@ -6,7 +6,6 @@ in flight or more devices only change how many of those programs run at once.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -19,8 +18,10 @@ from dit_jax.core import buckets, rng
 from dit_jax.core.errors import UserError
 from dit_jax.core.tiers import Tiers
 from dit_jax.diffusion import guidance as guidance_
-from dit_jax.diffusion import sampler, steppers
+from dit_jax.diffusion import sampler, solvers
+from dit_jax.diffusion import spacing as spacings
 from dit_jax.diffusion.process import Process
+from dit_jax.diffusion.schedules import Schedule
 from dit_jax.nn import grains as structure
 from dit_jax.sampling import grain_maps, parallel
 
@@ -60,18 +61,23 @@ class Settings:
   """How to sample; the defaults are the papers'.
 
   Attributes:
+    stepper: one of diffusion.solvers.NAMES.
+    spacing: of the times of its steps, one of diffusion.spacing.SPACINGS, or "auto": "trailing" of
+      multistep solvers, whose last steps before 0 may not be long ones, else "linspace".
     guidance, map_guidance: scales of the guidance of pictures and of grain maps; 1: none.
     guidance_level: both are away from the label's ancestor at this level, 1 its superclass; the
       last level is "no class", the only one of a model without tiers.
-    guidance_interval, guidance_channels: of pictures; see diffusion.guidance.
+    guidance_interval, guidance_channels, guidance_rescale: of pictures; see diffusion.guidance.
   """
 
   steps: int = 250
   stepper: str = "ddpm"
+  spacing: str = "auto"
   guidance: float = 1.0
   guidance_level: int = 1
   guidance_interval: tuple[float, float] = guidance_.ALWAYS
   guidance_channels: int = 0
+  guidance_rescale: float = 0.0
   microbatch: int = 4
   map_steps: int = 64
   map_temperature: float = 1.0
@@ -79,8 +85,13 @@ class Settings:
   map_order: str = "random"
 
   def __post_init__(self):
-    if self.stepper not in ("ddpm", "ddim"):
-      raise UserError(f"stepper={self.stepper!r} is unknown; choose 'ddpm' or 'ddim'.")
+    for name, known in (
+      ("stepper", solvers.NAMES),
+      ("spacing", ("auto", *spacings.SPACINGS)),
+      ("map_order", grain_maps.ORDERS),
+    ):
+      if getattr(self, name) not in known:
+        raise UserError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}.")
     for name in ("steps", "map_steps"):
       if getattr(self, name) < 1:
         raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
@@ -95,10 +106,8 @@ class Settings:
         f"guidance_interval={self.guidance_interval} must be two model times, first the lower; "
         f"{guidance_.ALWAYS} is always."
       )
-    if self.map_order not in grain_maps.ORDERS:
-      raise UserError(
-        f"map_order={self.map_order!r} is unknown; choose one of {grain_maps.ORDERS}."
-      )
+    if not 0 <= self.guidance_rescale <= 1:
+      raise UserError(f"guidance_rescale={self.guidance_rescale} must be 0 (off) to 1.")
     if not 0 < self.map_temperature < math.inf:
       raise UserError(f"map_temperature={self.map_temperature} must be above 0; the default is 1.")
     if self.microbatch < 2:
@@ -106,12 +115,23 @@ class Settings:
         f"microbatch={self.microbatch} must be at least 2: the one-row path rounds differently."
       )
 
+  @property
+  def nfe(self) -> int:
+    """Times that the model is called for a picture; a guided call, of two rows, is one."""
+    return solvers.num_calls(self.stepper, self.steps)
+
+  def times(self, schedule: Schedule) -> jax.Array:
+    """Between which steps are made; UserError where the schedule has no such ones."""
+    own = "trailing" if self.stepper in solvers.MULTISTEP else "linspace"
+    return spacings.times(schedule, self.steps, own if self.spacing == "auto" else self.spacing)
+
 
 class Generator:
   """Compiled programs of a set of models; call `grain_maps`, then `images`.
 
   Raises:
-    UserError: more steps than the schedule has, a level or channels that the models have not.
+    UserError: steps or a spacing that the schedule has not, a level or channels that the models
+      have not.
   """
 
   def __init__(self, models: Models, settings: Settings, devices=None):
@@ -121,7 +141,7 @@ class Generator:
         f"guidance_channels={settings.guidance_channels} must be 0 (all) to {models.channels}."
       )
     self._base = models.tiers.ancestors(settings.guidance_level)
-    jax.eval_shape(self._times)  # so that a wrong number of steps is refused before any compile
+    jax.eval_shape(self._times)  # so that what does not fit is refused before any compile
     self.rows = parallel.Rows(settings.microbatch, devices)
     self._maps = self.rows.jit(self._sample_maps, num_scalars=1)
     self._images = self.rows.jit(self._sample_images, num_scalars=2)
@@ -141,6 +161,7 @@ class Generator:
     grains: np.ndarray,
     seed: int,
     batch: int = 0,
+    guidance: float | None = None,
   ) -> np.ndarray:
     """The images, uint8 [n, H, W, 3]; those of one capacity are made together.
 
@@ -151,9 +172,10 @@ class Generator:
       grains: maps, int [n, rows, cols].
       seed: root of the noise, 0 to 2^32 - 1.
       batch: images in flight at once; 0 means one microbatch a device. Changes no picture.
+      guidance: another scale than the settings', where those guide; compiles nothing.
     """
     rows = {"label": label, "index": index, "grains": np.asarray(grains, np.int32)}
-    params, scale = self.rows.everywhere(params), np.float32(self.settings.guidance)
+    params, scale = self.rows.everywhere(params), np.float32(self._scale(guidance))
     out, in_flight = None, []
 
     def collect(out):
@@ -188,12 +210,23 @@ class Generator:
     shapes = self.rows.shapes(params, rows)
     return self._images.lower(*shapes, np.uint32(0), np.float32(1)).compile()
 
+  def _scale(self, wanted: float | None) -> float:
+    default = self.settings.guidance
+    if wanted is None or wanted == default:
+      return default
+    if default == 1 or not math.isfinite(wanted):
+      raise UserError(
+        f"guidance={wanted} of a generator whose settings have {default}: wanted a number, and "
+        "settings that guide (not 1); make another generator."
+      )
+    return wanted
+
   def _rows_of(self, grains: np.ndarray) -> dict:
     number = np.zeros(len(grains), np.int32)
     return {"label": number, "index": number, "grains": grains}
 
   def _times(self) -> jax.Array:
-    return self.models.process.schedule.times(self.settings.steps)
+    return self.settings.times(self.models.process.schedule)
 
   def _by_capacity(self, grains: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every capacity that the maps need, and the rows that need it."""
@@ -231,7 +264,6 @@ class Generator:
     keys = rng.sample_keys(seed, rows["index"])
     grains = rows["grains"]
     noise_fn = lambda keys: structure.structured_noise(keys, grains, m.factors, m.channels)
-    stepper = _stepper(s.stepper, m.process)
 
     def model_fn(z, t, label=rows["label"]):
       doubled = guidance_.twice(rows) if z.shape[0] > grains.shape[0] else rows
@@ -239,14 +271,14 @@ class Generator:
 
     if s.guidance != 1:
       base = jnp.asarray(self._base)[rows["label"]]
-      how = s.guidance_channels, s.guidance_interval
+      how = s.guidance_channels, s.guidance_interval, s.guidance_rescale
       model_fn = guidance_.guided(model_fn, rows["label"], base, scale, *how)
     correct = None
     if m.correct_x0 is not None:
       correct = lambda x0, z, t: m.correct_x0(params, x0, z, t, grains)
     z = sampler.sample(
       m.process.denoiser(model_fn),
-      stepper(noise_fn),
+      solvers.make(s.stepper, m.process, noise_fn),
       self._times(),
       noise_fn(rng.stream(keys, "start")),
       rng.stream(keys, "steps"),
@@ -254,14 +286,6 @@ class Generator:
     )
     z = structure.unstandardize(z, grains, m.factors, m.mean, m.std)
     return to_uint8(m.decode(params, z))
-
-
-def _stepper(name: str, process: Process):
-  """noise_fn -> stepper; DDPM takes the model's variance where it has one."""
-  if name == "ddim":
-    return functools.partial(steppers.DDIM, process.schedule)
-  var = "learned" if process.learn_sigma else "small"
-  return functools.partial(steppers.DDPM, process.schedule, var=var)
 
 
 def _tokens(rows: dict) -> buckets.TokenIndex | None:

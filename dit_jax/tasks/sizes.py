@@ -98,7 +98,7 @@ def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> Non
     norm = losses.norms(cells, e, num_grains)
     return losses.reduce_terms(e, cells, e, block.loss, norm, tuple(block.grain_weights))
 
-  jax.eval_shape(lambda: (schedule.times(settings.steps), reduced()))
+  jax.eval_shape(lambda: (settings.times(schedule), reduced()))
 
 
 def latent_meta(config, classes: int | tuple[int, ...] = (2, 1)) -> dict:

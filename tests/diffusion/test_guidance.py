@@ -96,3 +96,29 @@ def test_outside_the_interval_the_model_is_called_as_without_guidance(t, inside)
   want = guidance.guided(_model, LABEL, NULL, 3.0)(z, time) if inside else _model(z, time, LABEL)
   np.testing.assert_allclose(got, want, atol=1e-6)
   assert (np.abs(got - _model(z, time, LABEL)).max() > 0.1) == inside
+
+
+@pytest.mark.parametrize("phi", [0.7, 1.0])
+def test_rescale_mixes_in_the_contrast_of_the_conditional_branch(phi):
+  """Lin et al.'s Eqs. 15 and 16, image by image, over the guided channels."""
+  z, channels = _z(), 3
+  how = dict(channels=channels, interval=(0.0, 950.0))
+  plain = np.asarray(guidance.guided(_model, LABEL, NULL, 5.0, **how)(z, TIME))
+  got = np.asarray(guidance.guided(_model, LABEL, NULL, 5.0, rescale=phi, **how)(z, TIME))
+  cond = np.asarray(_model(z, TIME, LABEL))
+  for i in range(3):
+    cfg, pos = plain[i, ..., :channels], cond[i, ..., :channels]
+    want = phi * cfg * pos.std() / cfg.std() + (1 - phi) * cfg
+    np.testing.assert_allclose(got[i, ..., :channels], want, rtol=1e-5)
+    if phi == 1:
+      assert got[i, ..., :channels].std() == pytest.approx(pos.std(), rel=1e-5)
+    assert cfg.std() > 1.1 * pos.std()
+  np.testing.assert_array_equal(got[..., channels:], cond[..., channels:])
+
+
+def test_rescale_leaves_scale_one_and_a_flat_prediction_alone():
+  z = _z()
+  one = guidance.guided(_model, LABEL, NULL, 1.0, rescale=1.0)(z, TIME)
+  np.testing.assert_array_equal(one, _model(z, TIME, LABEL))
+  zeros = guidance.guided(lambda z, t, y: jnp.zeros_like(z), LABEL, NULL, 3.0, rescale=0.5)
+  np.testing.assert_array_equal(zeros(z, TIME), jnp.zeros_like(z))

@@ -10,7 +10,7 @@ import pytest
 from dit_jax.core import buckets
 from dit_jax.core.errors import UserError
 from dit_jax.core.tiers import Tiers
-from dit_jax.diffusion import process, schedules
+from dit_jax.diffusion import process, schedules, solvers, spacing
 from dit_jax.models import dct, dgt
 from dit_jax.sampling import generate
 
@@ -193,7 +193,9 @@ def test_bytes_are_truncated_and_clipped():
 @pytest.mark.parametrize(
   ("wrong", "told"),
   [
-    (dict(stepper="heun"), "stepper='heun' is unknown"),
+    (dict(stepper="heum"), "stepper='heum' is unknown; choose one of .*'unipc'"),
+    (dict(spacing="cubic"), "spacing='cubic' is unknown; choose one of .'auto'"),
+    (dict(guidance_rescale=1.5), "guidance_rescale=1.5 must be 0 .off. to 1"),
     (dict(steps=0), "steps=0 must be at least 1"),
     (dict(map_steps=-1), "map_steps=-1 must be at least 1"),
     (dict(microbatch=1), "microbatch=1 must be at least 2"),
@@ -209,6 +211,86 @@ def test_bytes_are_truncated_and_clipped():
 def test_wrong_settings_are_refused(wrong, told):
   with pytest.raises(UserError, match=told):
     generate.Settings(**wrong)
+
+
+@functools.cache
+def light(schedule, stepper: str, devices: int, **changes) -> generate.Generator:
+  """Of a model that compiles at once, and knows time, label and cells."""
+
+  def content(params, z, t, label, grains, tokens):
+    row = lambda a: a[:, None, None, None].astype(jnp.float32)
+    return jnp.tanh(z @ params["mix"] + row(label)) * (1 + row(t) / 1000)
+
+  models = make_models(
+    content=content,
+    decode=lambda params, z: jnp.sin(z[..., :3]),
+    process=process.Process(schedule, "v"),
+  )
+  wanted = settings(**{"steps": 4, "stepper": stepper, **changes})
+  return generate.Generator(models, wanted, devices=jax.devices()[:devices])
+
+
+LIGHT = {"mix": jnp.asarray(np.random.default_rng(1).normal(0, 0.5, (4, 4)), jnp.float32)}
+
+
+HALF = np.stack([np.random.default_rng(i).permutation([0, 0, 0, 1, 1, 1]) for i in INDEX])
+HALF = HALF.reshape(-1, *REGIONS).astype(np.int32)  # maps of one capacity: one program
+
+
+# "ddpm" is above, and "euler" is "ddim".
+@pytest.mark.parametrize("stepper", ["ddim", "dpmpp_2m", "unipc", "heun"])
+def test_no_sampler_sees_batch_or_devices(stepper):
+  """Bytes; the cells of a coarse code stay equal."""
+  how = dict(guidance_interval=(100.0, 800.0), guidance_rescale=0.5)
+  one, many = (light(schedules.LinearBeta(), stepper, count, **how) for count in (1, 4))
+
+  def drawn(generator, batch, take=slice(None)):
+    return generator.images(LIGHT, LABEL[take], INDEX[take], HALF[take], 7, batch)
+
+  pictures = drawn(one, 0)
+  np.testing.assert_array_equal(drawn(one, 8), pictures)
+  np.testing.assert_array_equal(drawn(many, 16), pictures)
+  np.testing.assert_array_equal(drawn(many, 0, np.array([9, 2])), pictures[[9, 2]])
+  assert len({p.tobytes() for p in pictures}) == len(INDEX)
+  regions = pictures.reshape(len(INDEX), 2, 2, 3, 2, 3).transpose(0, 1, 3, 2, 4, 5)
+  copies = (regions == regions[:, :, :, :1, :1]).all((3, 4, 5))
+  np.testing.assert_array_equal(copies, HALF == 0)
+
+
+def test_another_scale_seed_or_class_compiles_nothing():
+  generator = light(schedules.RectifiedFlow(), "dpmpp_2m", 1)
+  rows = lambda label, seed: (LIGHT, label, INDEX[:4], HALF[:4], seed)
+  first = generator.images(*rows(LABEL[:4], 7))
+  compiled = generator._images._cache_size()
+  others = [
+    generator.images(*rows(LABEL[:4], 8)),
+    generator.images(*rows((LABEL[:4] + 1) % CLASSES, 7)),
+    *(generator.images(*rows(LABEL[:4], 7), guidance=scale) for scale in (1.0, 1.5, 7)),
+  ]
+  assert generator._images._cache_size() == compiled
+  assert all((other != first).any() for other in others)
+  same = generator.images(*rows(LABEL[:4], 7), guidance=settings().guidance)
+  np.testing.assert_array_equal(same, first)
+  other = light(schedules.RectifiedFlow(), "dpmpp_2m", 1, guidance=1.5)
+  np.testing.assert_array_equal(other.images(*rows(LABEL[:4], 7)), others[3])
+
+
+def test_a_generator_without_guidance_takes_no_scale():
+  generator = light(schedules.RectifiedFlow(), "ddim", 1, guidance=1.0)
+  with pytest.raises(UserError, match=r"guidance=2.0 of a generator whose settings have 1.0"):
+    generator.images(LIGHT, LABEL, INDEX, MAPS, 0, guidance=2.0)
+
+
+def test_settings_know_calls_and_times():
+  assert [generate.Settings(steps=9, stepper=name).nfe for name in solvers.NAMES] == [9] * 5 + [17]
+  chain = schedules.LinearBeta()
+  times = lambda **how: np.asarray(generate.Settings(steps=4, **how).times(chain))
+  for stepper in solvers.NAMES:
+    own = "trailing" if stepper in ("dpmpp_2m", "unipc") else "linspace"
+    np.testing.assert_array_equal(times(stepper=stepper), spacing.times(chain, 4, own))
+  np.testing.assert_array_equal(times(spacing="logsnr"), spacing.times(chain, 4, "logsnr"))
+  with pytest.raises(UserError, match="log-SNR is infinite"):
+    light(schedules.RectifiedFlow(), "unipc", 1, spacing="karras")
 
 
 def test_more_steps_than_the_schedule_has_are_refused_at_construction(trained):
