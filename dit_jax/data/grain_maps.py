@@ -14,6 +14,7 @@ from dit_jax.core import entropy
 from dit_jax.core.errors import UserError
 
 FUNCTION = "grey KDE entropy, 256 bins, sigma 0.01, nats"
+MAX_IMAGES = 20_000  # a larger set is represented by so many
 
 
 class GrainMaps:
@@ -76,7 +77,7 @@ def one_grain(region: int) -> dict:
 
 
 def measure(
-  source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = 20_000
+  source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = MAX_IMAGES
 ) -> GrainMaps:
   """Thresholds from the images of `source`, kept in `path` and read from there the next time.
 
@@ -104,7 +105,7 @@ def measure(
 
 
 def survey(
-  source, region: int, ratios: tuple[float, ...], max_images: int = 20_000
+  source, region: int, ratios: tuple[float, ...], max_images: int = MAX_IMAGES
 ) -> tuple[np.ndarray, np.ndarray, dict]:
   """The entropies of evenly spaced images, and the thresholds that they give.
 

@@ -1,7 +1,7 @@
 """What a data set holds, before anything is trained on it: classes, sizes, entropies, grain maps.
 
-Thresholds and maps are those that training makes (data.grain_maps), of at most MAX_PIXELS pixels:
-a minute's work of one core.
+Thresholds and maps are those that training makes (data.grain_maps), of at most MAX_PIXELS pixels,
+a minute's work of one core, and no more images than training measures.
 """
 
 import collections
@@ -34,7 +34,7 @@ def measure(source, ratios: tuple[float, ...], region: int, sheet: str = "") -> 
     UserError: no image can be read, all regions are equal, regions do not tile the images, or the
       sheet cannot be written.
   """
-  most = max(SHOWN, MAX_PIXELS // source.image_size**2)
+  most = min(grain_maps.MAX_IMAGES, max(SHOWN, MAX_PIXELS // source.image_size**2))
   indices, values, record = grain_maps.survey(source, region, ratios, most)
   maps = grain_maps.GrainMaps.from_record(record)
   fine = np.mean(values > maps.taus[0], axis=(1, 2)) if maps.taus else np.zeros(len(values))
