@@ -14,7 +14,7 @@ from dit_jax import check
 from dit_jax.core import cli
 from dit_jax.core import config as configs
 from dit_jax.data import sources
-from dit_jax.tasks import dvae, sizes
+from dit_jax.tasks import data_report, dvae, sizes
 from dit_jax.training import sharding
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -33,8 +33,9 @@ def told(*words: str) -> str:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-  """Where sheets go that nobody names."""
+  """Where sheets go that nobody names; of the packaged set a few images are looked at."""
   monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(data_report, "MAX_PIXELS", 16 * 64**2)
 
 
 @pytest.fixture(scope="module")
