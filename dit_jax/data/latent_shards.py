@@ -31,6 +31,10 @@ VERSION = 3  # of the layout of the files
 KEY, META = "key.json", "meta.json"
 MOST, LEAST, SHARDS = 2048, 16, 64  # images of a shard, and shards of a small set
 CHECKSUM = np.dtype("<u4")
+_FIELDS = {
+  KEY: {"images", "key"},
+  META: {"images", "count", "shards", "moments", "grains", "columns", "meta"},
+}
 _MAGIC, _TEMPORARY = b"latents3", ".tmp"
 END = np.dtype(
   [
@@ -183,9 +187,8 @@ def read_json(directory: pathlib.Path, file: str) -> dict:
   except (OSError, ValueError) as e:
     whose = "it" if file == META else f"the folder {directory}"  # META alone is made again
     raise UserError(f"{directory / file} cannot be read ({e}); delete {whose}.") from e
-  wanted = {"images", *(("count", "shards", "columns", "meta") if file == META else ("key",))}
   known = isinstance(stored, dict) and stored.get("version") == VERSION
-  if not known or not wanted <= stored.keys():
+  if not known or not _FIELDS[file] <= stored.keys():
     raise UserError(
       f"the latent cache {directory} has another layout than this version's {VERSION}; delete it."
     )
@@ -213,7 +216,8 @@ def _write_missing(
   directory: pathlib.Path, parts: dict[int, np.ndarray], images: int, key: bytes, records: Callable
 ) -> None:
   """Writes those of some shards, given with their positions, that are not there."""
-  left = {n: part for n, part in parts.items() if _end(directory, n, key) is None}
+  with _told(directory):
+    left = {n: part for n, part in parts.items() if _end(directory, n, key) is None}
   if not left:
     return
   done = sum(len(part) for n, part in parts.items() if n not in left)

@@ -78,7 +78,7 @@ class LatentSource:
         size = os.fstat(file.number).st_size
         tail = os.pread(file.number, want - count * layout.record, count * layout.record)
       except OSError as e:
-        raise self._damaged(f"cannot be read: {e.strerror}", name) from e
+        raise self._unreadable(name, e) from e
       if size != want:
         raise self._damaged(f"has {size:,} of {want:,} bytes", name)
       at = count * CHECKSUM.itemsize
@@ -114,7 +114,7 @@ class LatentSource:
         # Straight into the batch, and other threads go on meanwhile.
         read = os.preadv(file.number, [row], place * self._bytes)
       except OSError as e:
-        raise self._damaged(f"cannot be read: {e.strerror}", latent_shards.name(number)) from e
+        raise self._unreadable(latent_shards.name(number), e) from e
       whole = read == self._bytes
       found.append(latent_shards.checksum(row, number, place) if whole else -1)
     if len(bad := np.flatnonzero(self._checksums[positions] != found)):
@@ -136,6 +136,12 @@ class LatentSource:
   def skipped(self) -> list[str]:
     """Nothing: broken images never came in."""
     return []
+
+  def _unreadable(self, name: str, error: OSError) -> UserError:
+    return UserError(
+      f"the latent cache {self.directory} cannot be read ({name}: {error.strerror}); mend that, or "
+      "run the line again where a file is gone: it is written again."
+    )
 
   def _damaged(self, what: str, name: str) -> UserError:
     return UserError(

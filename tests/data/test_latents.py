@@ -246,6 +246,14 @@ def test_another_layout_is_refused(cache):
       use()
 
 
+@pytest.mark.parametrize("field", ["images", "count", "shards", "moments", "columns", "meta"])
+def test_a_flipped_bit_in_a_name_of_meta_is_refused_in_a_line(cache, field):
+  text = (cache / "meta.json").read_text()
+  (cache / "meta.json").write_text(text.replace(f'"{field}"', f'"{field[:-1]}_"'))
+  with pytest.raises(UserError, match="another layout"):
+    LatentSource(cache)
+
+
 def unique_codes(rows, factors):
   """Means and log variances of every unique code by grain, region by region."""
   k, span = len(factors), factors[-1] // factors[0]
