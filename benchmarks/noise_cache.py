@@ -15,20 +15,22 @@ def write(folder: pathlib.Path, factors, regions, fine, channels: int) -> None:
     fine: the number of fine regions of every image.
     channels: of the moments.
   """
-  from dit_jax.data import latents
+  from dit_jax.data import latent_shards
   from dit_jax.data.hierarchy import ClassTable
 
-  draw, scale = np.random.default_rng(0), factors[-1] // factors[0]
+  scale = factors[-1] // factors[0]
   shape = (regions[0] * scale, regions[1] * scale, channels)
-  records = (
-    {
+
+  def record(i: int) -> dict:
+    draw = np.random.default_rng(i)
+    return {
       "moments": draw.standard_normal(shape, np.float32),
-      "grains": draw.permutation(np.arange(regions[0] * regions[1]) < n).reshape(regions),
+      "grains": draw.permutation(np.arange(regions[0] * regions[1]) < fine[i]).reshape(regions),
       "label": i % 1000,
       "index": i,
       "flipped": False,
     }
-    for i, n in enumerate(fine)
-  )
+
   meta = {"factors": factors, "regions": regions, "classes": ClassTable().to_json()}
-  latents.write(folder, meta, records)
+  records = lambda positions, done: ((i, record(i)) for i in positions.tolist())
+  latent_shards.write(folder, meta, {}, len(fine), records)

@@ -1,10 +1,11 @@
 """Says what a recipe will cost, and what a data set holds, before anything is trained.
 
 python -m dit_jax.check --config=configs/d2it_xl.py [--target=v5e:4x4] [--json]
-python -m dit_jax.check --data=DIR [--json]
+python -m dit_jax.check --data=DIR [--image_size=256] [--factors=8,16] [--ratios=0.5,0.5] [--json]
+
+Both write pictures of the data with their grain maps to --sheet=check.png, where the data is here.
 """
 
-import collections
 import functools
 import json
 import types
@@ -17,12 +18,13 @@ from dit_jax.core import cli, targets
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
-from dit_jax.tasks import abstract, sizes
+from dit_jax.tasks import abstract, autoencoder, data_report, dvae, sizes
 from dit_jax.training import memory
 
 # Tokens below which both kinds of attention take as long as reading and writing their arrays does
 # on an accelerator: the roofline, at head dim 72 in bfloat16.
 PAYS_FROM = 512
+COUNTED = "counted from the data"
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,13 +34,30 @@ _DATA = flags.DEFINE_string("data", "", "An image folder.", flag_values=FLAGS)
 _TARGET = flags.DEFINE_string(
   "target", "", "Compile for a machine that need not be here: v5e:4x4.", flag_values=FLAGS
 )
+_SIZE = flags.DEFINE_integer("image_size", 256, "Pixels a side, with --data.", flag_values=FLAGS)
+_FACTORS = flags.DEFINE_list(
+  "factors", ["8", "16"], "Pixels a side of a code, finest first, with --data.", flag_values=FLAGS
+)
+_RATIOS = flags.DEFINE_list(
+  "ratios", ["0.5", "0.5"], "Share of a grain, coarsest first, with --data.", flag_values=FLAGS
+)
+_SHEET = flags.DEFINE_string(
+  "sheet", "check.png", "Where pictures of the data go; empty for none.", flag_values=FLAGS
+)
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", flag_values=FLAGS)
 
 
 def main():
   if (_CONFIG.value is None) == (not _DATA.value):
     raise UserError("give either --config=FILE.py or --data=DIR; see --help.")
-  facts = of_data(_DATA.value) if _DATA.value else of_config(_CONFIG.value, _TARGET.value)
+  if _DATA.value:
+    factors, ratios = _numbers("factors", int), _numbers("ratios", float)
+    facts = of_data(_DATA.value, _SIZE.value, factors, ratios, _SHEET.value)
+  else:
+    _refuse_data_flags()
+    facts = of_config(_CONFIG.value, _TARGET.value)
+    if facts["classes"]["note"] == COUNTED:
+      facts["data"] = of_recipes_data(_CONFIG.value, _SHEET.value)
   print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
 
 
@@ -93,7 +112,7 @@ def _classes(config) -> tuple[tuple[int, ...], str]:
   absent = "data.path is empty"
   if config.data.path or config.data.source != "folder":
     try:
-      return sources.open_source(config.data, "all").classes.sizes, "counted from the data"
+      return sources.open_source(config.data, "all").classes.sizes, COUNTED
     except UserError as e:
       if not isinstance(e.__cause__, ImportError):  # a packaged set that is not installed
         raise
@@ -101,31 +120,66 @@ def _classes(config) -> tuple[tuple[int, ...], str]:
   return config.data.classes, f"expected by the recipe: {absent}"
 
 
-def of_data(path: str) -> dict:
-  """The class table of a folder: names, parents and counts."""
-  wanted = types.SimpleNamespace(source="folder", path=path, image_size=64, holdout=0, only=())
-  source = sources.open_source(wanted, "all")
-  table, counts = source.classes, collections.Counter(source.labels.tolist())
-  return {
-    "images": len(source),
-    "classes": {"children": len(table.children), "superclasses": len(table.superclasses)},
-    "table": [
-      {"id": i, "name": name, "superclass": table.superclasses[parent], "images": counts[i]}
-      for i, (name, parent) in enumerate(zip(table.children, table.parents, strict=True))
-    ],
-    "empty_folders": list(source.empty),
-  }
+def _numbers(name: str, kind) -> tuple:
+  """The values of a flag that is a list."""
+  words = FLAGS[name].value
+  try:
+    return tuple(kind(word) for word in words)
+  except ValueError:
+    raise UserError(
+      f"--{name}={','.join(words)} must be numbers with commas between them, like "
+      f"{','.join(FLAGS[name].default)}."
+    ) from None
+
+
+def _refuse_data_flags() -> None:
+  given = [f"--{name}" for name in ("image_size", "factors", "ratios") if FLAGS[name].present]
+  if given:
+    raise UserError(
+      f"{', '.join(given)} and --config: a recipe has its own; set --config.data.image_size, "
+      "--config.dvae.model.factors or --config.dvae.ratios."
+    )
+
+
+def of_data(path: str, image_size=256, factors=(8, 16), ratios=(0.5, 0.5), sheet: str = "") -> dict:
+  """What a data set holds; see tasks.data_report.
+
+  Args:
+    path: of the images.
+    image_size: pixels a side that they are scaled to.
+    factors: pixels a side of a code, finest first.
+    ratios: share of regions a grain, coarsest first.
+    sheet: a PNG file for pictures with their grain maps; "" writes none.
+  """
+  if not factors or min(factors) < 1 or list(factors) != sorted(set(factors)):
+    raise UserError(f"--factors={_commas(factors)} must be pixels, ascending, like 8,16.")
+  if len(ratios) != len(factors):
+    raise UserError(
+      f"--ratios={_commas(ratios)} must give one share a factor of --factors={_commas(factors)}."
+    )
+  wanted = types.SimpleNamespace(
+    source="folder", path=path, image_size=image_size, holdout=0, only=()
+  )
+  return data_report.measure(sources.open_source(wanted, "all"), ratios, factors[-1], sheet)
+
+
+def _commas(values) -> str:
+  return ",".join(map(str, values))
+
+
+def of_recipes_data(config, sheet: str = "") -> dict:
+  """The same of a recipe's training images; {} where it has no grains."""
+  if not sizes.latent_meta(config):
+    return {}
+  ratios = (1.0,) if autoencoder.pretrained(config) else tuple(config.dvae.ratios)
+  source = sources.open_source(dvae.every_superclass(config.data), "train")
+  return data_report.measure(source, ratios, autoencoder.of(config).factors[-1], sheet)
 
 
 def as_text(facts: dict) -> str:
   """The same facts as lines for a person."""
   if "table" in facts:
-    head = "{images:,} images, {classes[children]} classes in {classes[superclasses]} superclasses"
-    rows = [
-      f"{r['id']:5d}  {r['images']:6d}  {r['superclass']} / {r['name']}" for r in facts["table"]
-    ]
-    empty = [f"empty: {name}" for name in facts["empty_folders"]]
-    return "\n".join([head.format(**facts), *rows, *empty])
+    return "\n".join(data_report.lines(facts))
   classes, per_device = facts["classes"], facts["bytes_per_device"]
   lines = [
     f"classes  {classes['children']} in {classes['superclasses']} superclasses ({classes['note']})",
@@ -149,6 +203,8 @@ def as_text(facts: dict) -> str:
     )
     + f" on each of {facts['devices']} devices, each at its largest stage"
   )
+  if facts.get("data"):
+    lines += ["", "training images:", *data_report.lines(facts["data"], table=False)]
   return "\n".join(lines)
 
 

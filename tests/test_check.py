@@ -13,11 +13,13 @@ import tiny_images
 from dit_jax import check
 from dit_jax.core import cli
 from dit_jax.core import config as configs
-from dit_jax.tasks import sizes
+from dit_jax.data import sources
+from dit_jax.tasks import data_report, dvae, sizes
 from dit_jax.training import sharding
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
 TINY = f"--config={FOLDER / 'd2it_xl.py'}:tiny"
+LOOK = ("--image_size=32", "--factors=4,8")
 DGT = (TINY, "--config.stages=('dgt',)")  # the stage that is traced most quickly
 
 
@@ -27,6 +29,13 @@ def told(*words: str) -> str:
   with contextlib.redirect_stdout(out):
     cli.run(check.main, check.FLAGS, ["check", *words])
   return out.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+  """Where sheets go that nobody names; of the packaged set a few images are looked at."""
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(data_report, "MAX_PIXELS", 16 * 64**2)
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +190,9 @@ def test_a_packaged_set_that_is_not_installed_is_absent_data(monkeypatch):
 def test_the_text_says_the_same(images):
   words = (*DGT, f"--config.data.path={images}")
   facts, text = json.loads(told(*words, "--json")), told(*words)
-  lines = {line.split()[0]: line for line in text.splitlines()}
-  assert list(lines) == ["classes", "tokens", "dgt", "memory"]
+  lines = {line.split()[0]: line for line in reversed(text.splitlines()) if line}
+  lines = dict(reversed(lines.items()))
+  assert list(lines)[:4] == ["classes", "tokens", "dgt", "memory"]
   assert "4 in 2 superclasses (counted from the data)" in lines["classes"]
   assert f"{facts['tokens']['refined_max']} at most" in lines["tokens"]
   assert f"{facts['params']['dgt'] / 1e6:.2f} M parameters" in lines["dgt"]
@@ -191,7 +201,7 @@ def test_the_text_says_the_same(images):
 
 
 def test_a_folder_as_a_table(images):
-  facts = json.loads(told(f"--data={images}", "--json"))
+  facts = json.loads(told(*LOOK, f"--data={images}", "--json"))
   assert facts["images"] == 8
   assert facts["classes"] == {"children": 4, "superclasses": 2}
   named = [(row["id"], row["name"], row["superclass"], row["images"]) for row in facts["table"]]
@@ -199,15 +209,86 @@ def test_a_folder_as_a_table(images):
   want = zip(range(4), tiny_images.CLASSES, parents, (2,) * 4, strict=True)
   assert named == list(want)
   assert facts["empty_folders"] == ["plants/rose"]
-  text = told(f"--data={images}").splitlines()
+  text = told(*LOOK, f"--data={images}").splitlines()
   assert text[0] == "8 images, 4 classes in 2 superclasses"
-  assert text[-1] == "empty: plants/rose"
-  assert [line.split()[-1] for line in text[1:-1]] == list(tiny_images.CLASSES)
+  assert [line.split()[-1] for line in text[1:5]] == list(tiny_images.CLASSES)
+  assert text[5] == "empty: plants/rose"
+  first = [line.split()[0] for line in text[6:] if line[0] != " "]
+  assert first == ["read", "sizes", "entropy", "grains", "fine", "sheet"]
+  assert text[-1] == "sheet    check.png: images, and their fine regions tinted"
 
 
 def test_a_folder_without_classes(tmp_path, images):
+  (tmp_path / "flat").mkdir()
   for i, path in enumerate(sorted(images.rglob("*.png"))):
-    (tmp_path / f"{i}.png").write_bytes(path.read_bytes())
-  facts = json.loads(told(f"--data={tmp_path}", "--json"))
+    (tmp_path / "flat" / f"{i}.png").write_bytes(path.read_bytes())
+  facts = json.loads(told(*LOOK, f"--data={tmp_path / 'flat'}", "--json"))
   assert facts["classes"] == {"children": 0, "superclasses": 0}
   assert (facts["images"], facts["table"]) == (8, [])
+
+
+def test_the_flags_shape_the_regions_and_the_sheet_goes_where_it_is_asked_for(images, tmp_path):
+  words = (f"--data={images}", "--image_size=48", "--factors=4,8,16", "--ratios=0.5,0.25,0.25")
+  facts = json.loads(told(*words, f"--sheet={tmp_path / 'a' / 'b.png'}", "--json"))
+  assert facts["sheet"] == str(tmp_path / "a" / "b.png")
+  assert (tmp_path / "a" / "b.png").exists()
+  assert not (tmp_path / "check.png").exists()
+  assert facts["image_size"] == 48
+  assert len(facts["grains"]["thresholds"]) == 2
+  assert facts["entropies"]["region"] == 16
+  assert sum(facts["entropies"]["counts"]) == 8 * 9
+  assert json.loads(told(*words, "--sheet=", "--json"))["sheet"] == ""
+  assert not (tmp_path / "check.png").exists()
+
+
+def test_a_recipe_tells_the_thresholds_that_its_training_will_have(images, tmp_path):
+  """Of the training images of every superclass, as the stage dvae measures them."""
+  words = (*DGT, f"--config.data.path={images}", "--config.data.source=folder")
+  words += ("--config.data.holdout=2", "--config.data.only=('birds',)")
+  facts = json.loads(told(*words, "--json"))["data"]
+  config = check.FLAGS["config"].value
+  source = sources.open_source(dvae.every_superclass(config.data), "train")
+  record = dvae.measure_grains(config, source, tmp_path / "run").record
+  assert (len(source), facts["images"], facts["read"]) == (4, 4, 4)
+  assert facts["grains"]["thresholds"] == record["taus"]
+  assert facts["grains"]["ratios"] == list(config.dvae.ratios)
+  assert facts["image_size"] == config.data.image_size
+  assert (tmp_path / "check.png").exists()
+
+
+def test_a_recipe_of_one_grain_is_looked_at_too(images):
+  words = (f"--config={FOLDER / 'dit_xl.py'}:tiny", f"--config.data.path={images}")
+  facts = json.loads(told(*words, "--config.data.source=folder", "--sheet=", "--json"))["data"]
+  assert (facts["grains"]["thresholds"], facts["read"]) == ([], 8)
+
+
+def test_of_absent_data_nothing_is_told(large, tmp_path):
+  assert "data" not in large
+
+
+@pytest.mark.parametrize(
+  ("words", "message"),
+  [
+    (("--factors=8,x",), "--factors=8,x must be numbers with commas between them, like 8,16"),
+    (("--factors=16,8",), "--factors=16,8 must be pixels, ascending"),
+    (("--ratios=0.5,0.25,0.25",), "must give one share a factor of --factors=8,16"),
+    (("--ratios=0.5,0.6",), "must be shares that sum to 1"),
+    (("--image_size=40",), "multiple of 16"),
+    (("--image_size=0",), "must be a number of pixels"),
+    (("--sheet=.",), "--sheet=. cannot be written"),
+  ],
+)
+def test_flags_that_make_no_sense_are_refused(images, tmp_path, capsys, words, message):
+  with pytest.raises(SystemExit) as stop:
+    told("--image_size=32", f"--data={images}", *words)
+  err = capsys.readouterr().err
+  assert (stop.value.code, err.count("\n"), err[:7]) == (2, 1, "error: ")
+  assert message in err
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_flags_of_a_folder_do_not_go_with_a_recipe(capsys):
+  with pytest.raises(SystemExit) as stop:
+    told(*DGT, "--factors=8,16")
+  assert stop.value.code == 2
+  assert "--factors and --config: a recipe has its own" in capsys.readouterr().err

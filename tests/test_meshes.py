@@ -152,7 +152,8 @@ def test_two_processes_of_four_devices_learn_the_same(trained, alone, tmp_path):
   test_processes.Pair(tmp_path / "recipe.py", workdir, environment).finish()
   assert_equal_learning(learned(workdir), alone)
   assert (workdir / "dct" / "previews" / "step_00000006.png").exists()
-  for name in ("moments.bin", "columns.bin"):
+  names = ("key.json", "meta.json", "shard_00000.bin", "shard_00001.bin")  # a shard a process
+  for name in names:
     assert (workdir / "latents" / name).read_bytes() == (trained[1] / "latents" / name).read_bytes()
 
 

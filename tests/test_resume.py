@@ -55,9 +55,8 @@ class Run:
       )
 
   def _unfinished(self):
-    """Name and identity of what is half written: checkpoints and the latent cache."""
-    paths = [*self.workdir.glob("*/*orbax-checkpoint-tmp*"), *self.workdir.glob("latents.tmp")]
-    for path in paths:
+    """Name and identity of the checkpoints that are half written."""
+    for path in self.workdir.glob("*/*orbax-checkpoint-tmp*"):
       try:
         yield str(path.relative_to(self.workdir)), path.stat().st_ino, path.stat().st_ctime_ns
       except FileNotFoundError:  # finished in between
@@ -71,8 +70,14 @@ class Run:
     """What this process is writing: of a stage, or "latents"."""
     if not self.begun(name):  # it may still be removing what the last one left
       return []
+    if name == "latents":
+      return [] if self.cached() else [name]
     new = set(self._unfinished()) - self.leftovers
     return [path for path, *_ in new if path.startswith(name)]
+
+  def cached(self):
+    """Whether the latent cache is finished."""
+    return (self.workdir / "latents" / "meta.json").exists()
 
   def finished(self, stage):
     return (self.workdir / stage / str(STEPS)).exists()
@@ -139,7 +144,7 @@ def observe(run):
       done = wait(lambda r, s=before: r.finished(s))
       if stage == "dgt":
         cache = wait(lambda r: r.writing("latents"))
-        spans["latents"] = wait(lambda r: (r.workdir / "latents").exists()) - cache
+        spans["latents"] = wait(lambda r: r.cached()) - cache
         spans["behind", before] = cache - done
       else:
         spans["behind", before] = wait(lambda r, s=stage: (r.workdir / s).exists()) - done

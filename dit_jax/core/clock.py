@@ -21,7 +21,9 @@ class Progress:
   The first step compiles, so the clock starts when it has been dispatched.
   """
 
-  def __init__(self, total: int, batch_size: int, first_step=0, label="", stream=None, now=None):
+  def __init__(
+    self, total: int, batch_size: int, first_step=0, label="", stream=None, now=None, unit="step"
+  ):
     """Starts the display.
 
     Args:
@@ -31,7 +33,9 @@ class Progress:
       label: stage name at the head of each line.
       stream: where to write; None is stderr.
       now: seconds from any origin; None is the monotonic clock.
+      unit: what a step is called.
     """
+    self._unit = unit
     self._total, self._batch_size, self._label = total, batch_size, label
     self._stream = sys.stderr if stream is None else stream
     self._now = time.monotonic if now is None else now
@@ -59,7 +63,7 @@ class Progress:
   def report(self, step: int, metrics: dict) -> str:
     """Shows and returns the line of `step`, from host metrics with `loss` and `grad_norm`."""
     rate, eta = self._rates(step)
-    parts = [f"step {step}/{self._total}"]
+    parts = [f"{self._unit} {step}/{self._total}"]
     parts += [
       f"{name} {float(metrics[key]):.4g}"
       for key, name in (("loss", "loss"), ("grad_norm", "grad norm"))

@@ -14,6 +14,7 @@ from dit_jax.core import entropy
 from dit_jax.core.errors import UserError
 
 FUNCTION = "grey KDE entropy, 256 bins, sigma 0.01, nats"
+MAX_IMAGES = 20_000  # a larger set is represented by so many
 
 
 class GrainMaps:
@@ -76,7 +77,7 @@ def one_grain(region: int) -> dict:
 
 
 def measure(
-  source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = 20_000
+  source, region: int, ratios: tuple[float, ...], path: pathlib.Path, max_images: int = MAX_IMAGES
 ) -> GrainMaps:
   """Thresholds from the images of `source`, kept in `path` and read from there the next time.
 
@@ -92,31 +93,55 @@ def measure(
   """
   if len(ratios) == 1:  # one grain: nothing to measure
     return GrainMaps((), region, one_grain(region))
+  if path.exists():
+    want = _wanted(source, region, ratios, min(len(source), max_images))
+    indices, values, record = _read(path)
+    _refuse_other(record, want, path)
+  else:
+    indices, values, record = survey(source, region, ratios, max_images)
+    _write(path, indices, values, record)
+  maps = entropy.grain_map(values, record["taus"])
+  return GrainMaps(record["taus"], region, record, dict(zip(indices.tolist(), maps, strict=True)))
+
+
+def survey(
+  source, region: int, ratios: tuple[float, ...], max_images: int = MAX_IMAGES
+) -> tuple[np.ndarray, np.ndarray, dict]:
+  """The entropies of evenly spaced images, and the thresholds that they give.
+
+  Args:
+    source, region, ratios, max_images: as for `measure`.
+
+  Returns:
+    The indices of the images; their entropies in nats, float64 [n, S / region, S / region]; the
+    record of the thresholds.
+
+  Raises:
+    UserError: no image can be read, or all regions are equal.
+  """
   count = min(len(source), max_images)
-  want = {
+  indices, values = _entropies(source, region, count)
+  taus = entropy.thresholds(values.ravel(), ratios)
+  record = {
+    **_wanted(source, region, ratios, count),
+    "taus": [float(t) for t in taus],
+    "atoms": [float(entropy.atom_mass(values.ravel(), t)) for t in taus],
+  }
+  maps = entropy.grain_map(values, record["taus"])
+  counts = np.bincount(maps.ravel(), minlength=len(ratios))
+  record["fractions"] = (counts / counts.sum()).tolist()
+  return indices, values, record
+
+
+def _wanted(source, region: int, ratios: tuple[float, ...], count: int) -> dict:
+  """What a record of `count` images must say of where it comes from."""
+  return {
     "function": FUNCTION,
     "region": region,
     "ratios": list(ratios),
     "fingerprint": source.fingerprint,
     "images": count,
   }
-  if path.exists():
-    indices, values, record = _read(path)
-    _refuse_other(record, want, path)
-  else:
-    indices, values = _entropies(source, region, count)
-    taus = entropy.thresholds(values.ravel(), ratios)
-    record = {
-      **want,
-      "taus": [float(t) for t in taus],
-      "atoms": [float(entropy.atom_mass(values.ravel(), t)) for t in taus],
-    }
-    maps = entropy.grain_map(values, record["taus"])
-    counts = np.bincount(maps.ravel(), minlength=len(ratios))
-    record["fractions"] = (counts / counts.sum()).tolist()
-    _write(path, indices, values, record)
-  maps = entropy.grain_map(values, record["taus"])
-  return GrainMaps(record["taus"], region, record, dict(zip(indices.tolist(), maps, strict=True)))
 
 
 def _entropies(source, region: int, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,141 +1,32 @@
-"""The latent cache: every training image through the autoencoder once, on disk.
+"""Reading the latent cache: random access to its records, and their statistics.
 
-A cache is a folder of three files: `moments.bin`, one record an image (and one a flipped image);
-`columns.bin`, what is known of all images without reading a moment; `meta.json`, written last. The
-folder gets its name when all three are on disk, so a killed write leaves nothing that passes for a
-cache. Moments, not samples, are kept: the noise of the posterior stays fresh.
-
-A record is the moments of an image as they lie in memory, so that it is read straight into the
-batch, without a lock; behind the last one come the CRC-32 of all, and every read is checked.
+How it lies on disk, and how it is written: data.latent_shards.
 """
 
+import functools
 import hashlib
 import json
-import math
 import os
 import pathlib
-import shutil
 import weakref
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from dit_jax.core.errors import UserError
+from dit_jax.data import latent_shards
 from dit_jax.data.hierarchy import ClassTable
+from dit_jax.data.latent_shards import CHECKSUM, END, META, Layout
 
-_VERSION = 2  # of the layout of the files
-_MOMENTS, _COLUMNS, _META = "moments.bin", "columns.bin", "meta.json"
-_CHECKSUM = np.dtype("<u4")
-
-
-def _row(grains: Sequence[int]) -> np.dtype:
-  """The layout of a row of the columns, little-endian, nothing in between."""
-  fields = [("grains", "u1", tuple(grains)), ("label", "<i4"), ("index", "<i4"), ("flipped", "u1")]
-  return np.dtype(fields)
+_OPEN = 512  # shards held open; systems allow a process 1,024 files
 
 
-def _checksum(moments, position: int) -> int:
-  """CRC-32 of the bytes of a record; begun with its position, so that no other takes its place."""
-  return zlib.crc32(moments, position)
+class _File:
+  """A file or folder that is open as long as somebody holds it."""
 
-
-def write(directory, meta: dict, records: Iterable[dict]) -> None:
-  """Writes a cache, all or nothing.
-
-  Args:
-    directory: where the cache will be; must not hold anything yet. What a killed write left beside
-      it is removed first. One process writes.
-    meta: JSON-ready; the fields that `check` compares, and `classes` (ClassTable.to_json).
-    records: dicts of moments float32 [h, w, 2 n_z] (means, then log variances), grains uint8
-      [rows, cols], label, index and flipped, all of equal shapes.
-
-  Raises:
-    UserError: the directory is taken.
-  """
-  directory = pathlib.Path(directory)
-  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise UserError(f"{directory} exists already; delete it to write the latents again.")
-  temporary = directory.with_name(f"{directory.name}.tmp")
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  try:
-    layout = _write_records(temporary, records)
-    text = json.dumps({"version": _VERSION, **layout, "meta": meta}, indent=2)
-    (temporary / _META).write_text(text, encoding="utf-8")
-    for name in (_MOMENTS, _COLUMNS, _META, "."):
-      _sync(temporary / name)
-    os.replace(temporary, directory)
-    _sync(directory.parent)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
-
-
-def _write_records(folder: pathlib.Path, records: Iterable[dict]) -> dict:
-  checksums, shapes, row_dtype, digest = [], {}, None, hashlib.sha256()
-  with open(folder / _MOMENTS, "wb") as moments, open(folder / _COLUMNS, "wb") as columns:
-    for count, record in enumerate(records):
-      if row_dtype is None:
-        shapes = {name: list(np.shape(record[name])) for name in ("moments", "grains")}
-        row_dtype = _row(shapes["grains"])
-      row = np.zeros((), row_dtype)
-      for name in ("moments", *row_dtype.names):
-        value = np.asarray(record[name])
-        assert list(value.shape) == shapes.get(name, []), f"record {count}: {name} {value.shape}"
-        if name in row_dtype.names:
-          row[name] = value
-      data = np.asarray(record["moments"], "<f4").tobytes()
-      moments.write(data)
-      checksums.append(_checksum(data, count))
-      columns.write(row.tobytes())
-      digest.update(row.tobytes())
-    moments.write(np.array(checksums, _CHECKSUM).tobytes())
-  assert checksums, "a latent cache of no image"
-  return {"count": len(checksums), **shapes, "columns": digest.hexdigest()}
-
-
-def _sync(path: pathlib.Path) -> None:
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def check(directory, key: dict) -> None:
-  """Refuses a cache that was made from something else.
-
-  Args:
-    directory: of a cache.
-    key: the fields of its meta that must be equal: hash of the autoencoder, fingerprint of the
-      data, thresholds, image size, ...
-
-  Raises:
-    UserError: naming the fields that differ, old -> new; or there is no readable cache.
-  """
-  old = _read_meta(pathlib.Path(directory))["meta"]
-  new = json.loads(json.dumps(key))
-  changed = [f"{k}: {old.get(k, '(absent)')} -> {v}" for k, v in new.items() if old.get(k) != v]
-  if changed:
-    raise UserError(
-      f"the latent cache {directory} is stale ({'; '.join(changed)}); delete it to have it written "
-      "again, or go back to what it was made from."
-    )
-
-
-def _read_meta(directory: pathlib.Path) -> dict:
-  try:
-    meta = json.loads((directory / _META).read_text(encoding="utf-8"))
-  except FileNotFoundError as e:
-    raise UserError(f"{directory} is no latent cache: it has no {_META}; delete it.") from e
-  except (OSError, ValueError) as e:
-    raise UserError(f"{directory / _META} cannot be read ({e}); delete the latent cache.") from e
-  if not isinstance(meta, dict) or meta.get("version") != _VERSION:
-    raise UserError(
-      f"the latent cache {directory} has another layout than this version's {_VERSION}; delete it."
-    )
-  return meta
+  def __init__(self, path, folder: "_File | None" = None):
+    self.number = os.open(path, os.O_RDONLY, dir_fd=folder.number if folder else None)
+    weakref.finalize(self, os.close, self.number)
 
 
 class LatentSource:
@@ -156,30 +47,47 @@ class LatentSource:
   def __init__(self, directory):
     """Opens a cache; raises UserError where there is none, or it is damaged."""
     self.directory = pathlib.Path(directory)
-    meta = _read_meta(self.directory)
-    self.meta = meta["meta"]
+    stored = latent_shards.read_json(self.directory, META)
+    self.meta = stored["meta"]
     self.classes = ClassTable.from_json(self.meta.get("classes", ClassTable().to_json()))
-    text = json.dumps(meta, sort_keys=True)
+    layout = Layout(tuple(stored["moments"]), tuple(stored["grains"]))
+    self.moments_shape, self._bytes = layout.moments, layout.record
+    self._ends = np.cumsum(stored["shards"])
+    self._starts = self._ends - stored["shards"]
+    # By the folder that is open: a cache may be moved under a running job.
+    self._file = functools.lru_cache(_OPEN)(functools.partial(_opened, _File(self.directory)))
+    self._checksums, columns = self._read_tails(stored["shards"], layout)
+    if hashlib.sha256(columns).hexdigest() != stored["columns"]:
+      raise self._damaged("is not that of these shards", META)
+    # Runs from before there were shards have trained on the same under this name.
+    named = {k: stored[k] for k in ("count", "moments", "grains", "columns", "meta")}
+    text = json.dumps({"version": 2, **named}, sort_keys=True)
     self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-    self.moments_shape = tuple(meta["moments"])
-    self._bytes = 4 * math.prod(self.moments_shape)
-    self._checksums = np.zeros(meta["count"], _CHECKSUM)
-    try:
-      data = (self.directory / _COLUMNS).read_bytes()
-      self._file = os.open(self.directory / _MOMENTS, os.O_RDONLY)
-      weakref.finalize(self, os.close, self._file)
-      os.preadv(self._file, [self._checksums], len(self._checksums) * self._bytes)
-      size = os.fstat(self._file).st_size
-    except OSError as e:
-      raise self._damaged(e) from e
-    if size != (want := len(self._checksums) * self._bytes + self._checksums.nbytes):
-      raise self._damaged(f"{_MOMENTS} has {size:,} of {want:,} bytes")
-    if hashlib.sha256(data).hexdigest() != meta["columns"]:
-      raise self._damaged(f"{_COLUMNS} is not as it was written")
-    columns = np.frombuffer(data, _row(meta["grains"]))
-    self.labels, self.indices = columns["label"].astype(np.int32), columns["index"].astype(np.int32)
-    self.flipped = columns["flipped"].astype(bool)
-    self.grains = np.ascontiguousarray(columns["grains"])
+    rows = np.frombuffer(columns, layout.row)
+    self.labels, self.indices = rows["label"].astype(np.int32), rows["index"].astype(np.int32)
+    self.flipped = rows["flipped"].astype(bool)
+    self.grains = np.ascontiguousarray(rows["grains"])
+
+  def _read_tails(self, counts: list[int], layout: Layout) -> tuple[np.ndarray, bytes]:
+    """What lies behind the moments of all shards: checksums, and the bytes of the columns."""
+    checksums, columns = [], []
+    for number, count in enumerate(counts):
+      name, want = latent_shards.name(number), layout.size(count)
+      try:
+        file = self._file(number)
+        size = os.fstat(file.number).st_size
+        tail = os.pread(file.number, want - count * layout.record, count * layout.record)
+      except OSError as e:
+        raise self._unreadable(name, e) from e
+      if size != want:
+        raise self._damaged(f"has {size:,} of {want:,} bytes", name)
+      at = count * CHECKSUM.itemsize
+      (end,) = np.frombuffer(tail[-END.itemsize :], END)
+      columns.append(tail[at : -END.itemsize])
+      checksums.append(np.frombuffer(tail[:at], CHECKSUM))
+      if hashlib.sha256(columns[-1]).digest() != end["columns"].tobytes():
+        raise self._damaged("has columns that are not as they were written", name)
+    return np.concatenate(checksums), b"".join(columns)
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -197,16 +105,22 @@ class LatentSource:
       UserError: the records are damaged.
     """
     positions = np.asarray(positions, int)
+    numbers = np.searchsorted(self._ends, positions, side="right")
+    places = positions - self._starts[numbers]
     rows, found = np.empty((len(positions), self._bytes), np.uint8), []
-    try:
-      for i, row in zip(positions.tolist(), rows, strict=True):
+    for number, place, row in zip(numbers.tolist(), places.tolist(), rows, strict=True):
+      try:
+        file = self._file(number)  # held here, whatever takes its place among those that are open
         # Straight into the batch, and other threads go on meanwhile.
-        whole = os.preadv(self._file, [row], i * self._bytes) == self._bytes
-        found.append(_checksum(row, i) if whole else -1)
-    except OSError as e:
-      raise self._damaged(e) from e
-    if len(bad := positions[self._checksums[positions] != found]):
-      raise self._damaged(f"record {bad[0]} is not as it was written")
+        read = os.preadv(file.number, [row], place * self._bytes)
+      except OSError as e:
+        raise self._unreadable(latent_shards.name(number), e) from e
+      whole = read == self._bytes
+      found.append(latent_shards.checksum(row, number, place) if whole else -1)
+    if len(bad := np.flatnonzero(self._checksums[positions] != found)):
+      number, place = numbers[bad[0]], places[bad[0]]
+      what = f"has a record {place} that is not as it was written"
+      raise self._damaged(what, latent_shards.name(number))
     return {
       "moments": rows.view("<f4").reshape(len(rows), *self.moments_shape),
       "grains": self.grains[positions].astype(np.int32),
@@ -223,8 +137,21 @@ class LatentSource:
     """Nothing: broken images never came in."""
     return []
 
-  def _damaged(self, what) -> UserError:
-    return UserError(f"the latent cache {self.directory} is damaged ({what}); delete it.")
+  def _unreadable(self, name: str, error: OSError) -> UserError:
+    return UserError(
+      f"the latent cache {self.directory} cannot be read ({name}: {error.strerror}); mend that, or "
+      "run the line again where a file is gone: it is written again."
+    )
+
+  def _damaged(self, what: str, name: str) -> UserError:
+    return UserError(
+      f"the latent cache {self.directory} is damaged: {name} {what}; delete that file, and the "
+      "next run writes it again."
+    )
+
+
+def _opened(folder: _File, number: int) -> _File:
+  return _File(latent_shards.name(number), folder)
 
 
 def latent_stats(

@@ -111,7 +111,9 @@ def _read(source, positions: np.ndarray) -> Batch:
   return {name: np.stack([item[name] for item in items]) for name in items[0]}
 
 
-def in_order(source, batch_size: int, threads: int = 4) -> Iterator[Batch]:
+def in_order(
+  source, batch_size: int, threads: int = 4, positions: np.ndarray | None = None
+) -> Iterator[Batch]:
   """Every readable item once, in the order of the source; the last batch is padded.
 
   Broken images, whose positions answer with a neighbour, are left out.
@@ -120,19 +122,22 @@ def in_order(source, batch_size: int, threads: int = 4) -> Iterator[Batch]:
     source: as in `batches`, with `indices`: the index that the item of every position should have.
     batch_size: rows of every batch.
     threads: that read ahead.
+    positions: the items that are wanted, in order; None: all.
 
   Yields:
-    Dicts of stacked arrays, and `valid` bool [batch_size], False on the padding, which repeats the
-    last item.
+    Dicts of stacked arrays; `position` int [batch_size], and `valid` bool [batch_size], False on
+    the padding, which repeats the last item.
   """
   import grain
 
+  positions = np.arange(len(source)) if positions is None else positions
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  order = grain.MapDataset.range(len(source)).batch(batch_size)
-  pieces = order.map(functools.partial(_read, source)).to_iter_dataset(options)
+  order = grain.MapDataset.range(len(positions)).batch(batch_size)
+  pieces = order.map(lambda places: _read(source, positions[places])).to_iter_dataset(options)
   rows = {}
   for i, piece in enumerate(pieces):
-    good = piece["index"] == source.indices[i * batch_size : (i + 1) * batch_size]
+    piece["position"] = positions[i * batch_size : (i + 1) * batch_size]
+    good = piece["index"] == source.indices[piece["position"]]
     rows = {k: np.concatenate([rows[k], x[good]]) if rows else x[good] for k, x in piece.items()}
     if len(rows["index"]) >= batch_size:
       yield _padded({k: x[:batch_size] for k, x in rows.items()}, batch_size)

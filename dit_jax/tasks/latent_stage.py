@@ -1,6 +1,7 @@
 """What the stages on latents share: the cache that the DVAE leaves them, and their assembly."""
 
 import contextlib
+import functools
 import json
 import pathlib
 import sys
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from dit_jax.core import buckets, clock
 from dit_jax.core import tree as trees
-from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.data import grain_maps, latent_shards, latents, pipeline, sources
 from dit_jax.diffusion.process import spread
 from dit_jax.models.dvae import dvae as dvae_model
 from dit_jax.nn.attention import AttentionSettings
@@ -24,7 +25,7 @@ SHOWN = 16  # pictures of a preview
 
 
 def ensure(config, workdir, mesh) -> latents.LatentSource:
-  """The latent cache of a workdir, written if it is missing, refused if it is stale.
+  """The latent cache of a workdir: what is missing of it is written, a stale one is refused.
 
   Raises:
     UserError: the cache is stale or damaged, or the autoencoder cannot be had.
@@ -41,14 +42,17 @@ def ensure(config, workdir, mesh) -> latents.LatentSource:
     "maps": _kind_of_maps(config),
   }
   folder = pathlib.Path(workdir) / "latents"
-  if jax.process_index() == 0:  # one process writes, the others wait for it
-    if not folder.exists():
-      _write(config, folder, key, vae_params, thresholds, source)
+  own = jax.process_index(), jax.process_count()
+  write(config, folder, key, vae_params, thresholds, source, *own, _barrier)
+  if jax.process_index() == 0:
     statistics(latents.LatentSource(folder))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("latent cache")
-  latents.check(folder, key)
+  _barrier("latent statistics")
   return latents.LatentSource(folder)
+
+
+def _barrier(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
 
 
 def _kind_of_maps(config) -> str:
@@ -64,26 +68,59 @@ def with_grains(config, maps: grain_maps.GrainMaps, batch: dict) -> dict:
   return {**batch, "grains": np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)}
 
 
-def _write(config, folder: pathlib.Path, key: dict, params, thresholds: dict, source) -> None:
-  """Encodes every image, and its mirror image if latents.flip, into the cache."""
+def write(
+  config,
+  folder: pathlib.Path,
+  key: dict,
+  params,
+  thresholds: dict,
+  source,
+  process_index: int = 0,
+  process_count: int = 1,
+  barrier=lambda name: None,
+) -> None:
+  """Encodes what is missing of a cache: images, and their mirror images if latents.flip.
+
+  Args:
+    config: of the run.
+    folder: of the cache.
+    key: what it is made from.
+    params: of the autoencoder.
+    thresholds: the record of the grain maps.
+    source: the images.
+    process_index, process_count, barrier: see latent_shards.write.
+  """
   vae = autoencoder.of(config)
+  facts = {"classes": source.classes.to_json(), "thresholds": thresholds}
+  facts |= vae.layout(config.data.image_size)
+  if vae.statistics:
+    facts["statistics"] = vae.statistics
+
+  latent_shards.write(
+    folder,
+    key,
+    facts,
+    len(source),
+    functools.partial(_encoded, config, folder, params, thresholds, source),
+    process_index=process_index,
+    process_count=process_count,
+    barrier=barrier,
+  )
+
+
+def _encoded(config, folder, params, thresholds, source, positions: np.ndarray, done: int):
+  """Pairs of a position and a record of an image, its mirror image behind it; tells how it goes."""
   maps = grain_maps.GrainMaps.from_record(thresholds)
   places, encode = encoder(config)
-  params = places.everywhere(params)
-  facts = {"classes": source.classes.to_json(), "thresholds": thresholds}
-  meta = key | vae.layout(config.data.image_size) | facts
-  if vae.statistics:
-    meta["statistics"] = vae.statistics
-
-  rows = places.total
-  total = -(-len(source) // rows)
-  progress = clock.Progress(total, rows, label="latents", stream=sys.stdout)
-
-  def records():
-    for now, batch in enumerate(pipeline.in_order(source, rows), 1):
-      progress.tick(now)
-      if clock.due(now, max(1, total // 10), total):
-        progress.report(now, {})
+  params, rows = places.everywhere(params), places.total
+  there = f" ({done:,} are there)" if done else ""
+  print(f"[latents] encoding {len(positions):,} images into {folder}{there}", flush=True)
+  progress = clock.Progress(
+    done + len(positions), 1, done, label="latents", stream=sys.stdout, unit="image"
+  )
+  total = -(-len(positions) // rows)
+  with contextlib.closing(progress):
+    for now, batch in enumerate(pipeline.in_order(source, rows, positions=positions), 1):
       valid = batch.pop("valid")
       batch = with_grains(config, maps, batch)
       image, grains = batch["image"], batch["grains"]
@@ -91,20 +128,23 @@ def _write(config, folder: pathlib.Path, key: dict, params, thresholds: dict, so
       if config.latents.flip:
         copies.append((image[:, :, ::-1], grains[:, :, ::-1]))
       encoded = [np.asarray(encode(params, {"image": x, "grains": g})) for x, g in copies]
+      step = done + int(np.searchsorted(positions, batch["position"][valid][-1])) + 1
+      progress.tick(step)
+      if clock.due(now, max(1, total // 10), total):
+        progress.report(step, {})
       # Image by image: the order may not depend on how many rows are encoded at once.
       for i in np.flatnonzero(valid):
         for flipped, (_, grains) in enumerate(copies):
-          yield {
-            "moments": encoded[flipped][i],
-            "grains": grains[i],
-            "label": batch["label"][i],
-            "index": batch["index"][i],
-            "flipped": flipped,
-          }
-
-  print(f"[latents] encoding {len(source):,} images into {folder}", flush=True)
-  with contextlib.closing(progress):
-    latents.write(folder, meta, records())
+          yield (
+            int(batch["position"][i]),
+            {
+              "moments": encoded[flipped][i],
+              "grains": grains[i],
+              "label": batch["label"][i],
+              "index": batch["index"][i],
+              "flipped": flipped,
+            },
+          )
 
 
 def encoder(config, devices=None):

@@ -44,6 +44,17 @@ def test_the_first_report_has_no_rate():
   assert progress.report(1, {"loss": 1.0}) == "step 1/10, loss 1"
 
 
+def test_what_is_counted_has_a_name_and_what_was_there_costs_no_time():
+  now = Time()
+  progress = clock.Progress(
+    100, 1, 60, label="latents", stream=io.StringIO(), now=now, unit="image"
+  )
+  progress.tick(70)  # compiled
+  now.seconds = 5.0
+  progress.tick(80)
+  assert progress.report(80, {}) == "image 80/100, 2 img/s, ETA 10s"
+
+
 def test_skipped_updates_are_told():
   progress = clock.Progress(10, 8, stream=io.StringIO(), now=Time())
   assert progress.report(1, {"loss": float("nan"), "skipped": 3}).endswith("skipped 3")

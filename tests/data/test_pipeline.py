@@ -212,6 +212,16 @@ def test_in_order_leaves_broken_images_out(damaged, batch):
   assert [pathlib.Path(name).stem for name in source.skipped] == ["0", "4", "5", "9"]
 
 
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_in_order_gives_the_positions_that_are_asked_for(damaged, batch):
+  source = open_source(damaged, "all")
+  got = list(in_order(source, batch, positions=np.array([0, 2, 4, 5, 7, 8, 9])))
+  valid = np.concatenate([b["valid"] for b in got])
+  np.testing.assert_array_equal(indices(got)[valid], [2, 7, 8])
+  places = np.concatenate([b["position"] for b in got])
+  np.testing.assert_array_equal(places[valid], [2, 7, 8])
+
+
 def test_broken_images_do_not_change_the_other_rows(damaged):
   """Which images were met before, by which thread, changes no batch."""
   want = [batch_at(open_source(damaged, "all"), 4, 0, step) for step in range(10)]

@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 import numpy_dit as ref
 import pytest
+import tiny_cache
 
 from dit_jax.core import buckets, rng, slots
 from dit_jax.core.errors import UserError
@@ -308,7 +309,7 @@ def test_standardised_latents_of_a_cache_have_unit_deviation(tmp_path):
   records = [
     {"moments": m, "flipped": 0, **{n: batch[n][i] for n in names}} for i, m in enumerate(moments)
   ]
-  latents.write(tmp_path / "latents", {"classes": ClassTable().to_json()}, records)
+  tiny_cache.write(tmp_path / "latents", {"classes": ClassTable().to_json()}, records)
   cache = latents.LatentSource(tmp_path / "latents")
   mean, std = latents.latent_stats(cache, FACTORS)
   loss = loss_of(None, mean=np.float32(mean), std=np.float32(std))

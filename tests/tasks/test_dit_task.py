@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_dit as ref
 import pytest
+import tiny_cache
 
 from dit_jax.core import config as configs
 from dit_jax.core import rng
@@ -54,7 +55,7 @@ def cache(tmp_path_factory):
     }
     for i in range(9)
   )
-  latents.write(folder, META, records)
+  tiny_cache.write(folder, META, records)
   return latents.LatentSource(folder)
 
 

@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from dit_jax import train
 from dit_jax.core import buckets, slots
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
-from dit_jax.data import grain_maps, latents, pipeline, sources
+from dit_jax.data import grain_maps, latent_shards, latents, pipeline, sources
 from dit_jax.diffusion.process import Process
 from dit_jax.diffusion.schedules import RectifiedFlow
 from dit_jax.models import dit
@@ -28,6 +29,7 @@ from dit_jax.training.checkpoint import Checkpoints
 
 RECIPE = pathlib.Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 FACTORS, SIZE, PER_CLASS = (4, 8), 32, 3
+KEY = ("vae", "data", "taus", "image_size", "flip", "maps")
 CLASSES = ("bird/owl", "bird/tit", "fish/eel")
 
 
@@ -56,6 +58,14 @@ def recipe(images):
   config.dvae.optim.update(schedule="constant", warmup_steps=0)
   config.dvae.update(total_steps=1, every=dict(log=1, save=1, preview=0))
   return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards():
+  """Nine images make three shards."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(latent_shards, "LEAST", 4)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +147,6 @@ def test_records_have_the_structure_of_their_map(trained):
 def test_a_second_call_writes_nothing(trained, monkeypatch):
   workdir, config = trained
   before = stamps(workdir / "latents")
-  monkeypatch.setattr(latents, "write", None)
   monkeypatch.setattr(dvae.DVAETask, "encode_moments", None)
   cache = latent_stage.ensure(config, workdir, None)
   assert len(cache) == 18
@@ -209,27 +218,58 @@ def test_without_a_dvae_there_is_nothing_to_encode_with(trained, tmp_path):
     latent_stage.ensure(trained[1], tmp_path, None)
 
 
-def test_a_kill_while_writing_leaves_no_cache_and_the_next_call_makes_the_same(run, monkeypatch):
-  workdir, config = run
-  want = latent_stage.ensure(config, workdir, None)
-  want_rows = want.read(range(18))
-  shutil.rmtree(workdir / "latents")
+def files(folder):
+  """Bytes of the cache itself, without what is measured on it."""
+  names = ("key.json", "meta.json", "shard_00000.bin", "shard_00001.bin", "shard_00002.bin")
+  return {name: (folder / name).read_bytes() for name in names}
 
+
+def test_a_kill_costs_the_shards_that_are_not_finished(run, monkeypatch, capsys):
+  workdir, config = run
+  folder = workdir / "latents"
+  want = files(folder)
+  shutil.rmtree(folder)
   in_order = pipeline.in_order
 
-  def killed(source, batch_size):
-    yield next(in_order(source, batch_size))
+  def killed(*args, **kwargs):
+    yield next(in_order(*args, **kwargs))
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patch:
     patch.setattr(pipeline, "in_order", killed)
     with pytest.raises(KeyboardInterrupt):
       latent_stage.ensure(config, workdir, None)
-  assert not (workdir / "latents").exists()
-  again = latent_stage.ensure(config, workdir, None)
-  assert again.fingerprint == want.fingerprint
-  for name, rows in again.read(range(18)).items():
-    np.testing.assert_array_equal(rows, want_rows[name])
+  before = stamps(folder)
+  assert list(before) == ["key.json", "shard_00000.bin", "shard_00001.bin"]
+  devices = jax.local_devices()
+  with monkeypatch.context() as patch:  # another machine goes on
+    patch.setattr(jax, "local_devices", lambda: devices[:1])
+    latent_stage.ensure(config, workdir, None)
+  assert files(folder) == want
+  assert stamps(folder).items() >= before.items()
+  told = capsys.readouterr().out
+  assert "[latents] encoding 9 images into" in told
+  assert "[latents] encoding 1 images into" in told
+  assert "(8 are there)" in told
+
+
+def test_two_processes_of_two_devices_write_the_same_bytes(run, monkeypatch, tmp_path, capsys):
+  """Threads stand for processes; one process of eight devices wrote the other cache."""
+  workdir, config = run
+  devices = jax.local_devices()
+  monkeypatch.setattr(jax, "local_devices", lambda: devices[:2])
+  key = {name: latents.LatentSource(workdir / "latents").meta[name] for name in KEY}
+  params, thresholds = autoencoder.load(config, workdir)
+  gate, source = threading.Barrier(2, timeout=120), sources.open_source(config.data)
+  args = config, tmp_path / "latents", key, params, thresholds, source
+  other = threading.Thread(target=latent_stage.write, args=(*args, 1, 2, lambda name: gate.wait()))
+  other.start()
+  latent_stage.write(*args, 0, 2, lambda name: gate.wait())
+  other.join()
+  assert files(tmp_path / "latents") == files(workdir / "latents")
+  told = capsys.readouterr().out
+  assert "[latents] encoding 5 images into" in told
+  assert "[latents] encoding 4 images into" in told
 
 
 def test_the_transformers_see_the_superclasses_that_the_config_names(run):
