@@ -3,7 +3,8 @@
 python -m dit_jax.check --config=configs/d2it_xl.py [--target=v5e:4x4] [--json]
 python -m dit_jax.check --data=DIR [--image_size=256] [--factors=8,16] [--ratios=0.5,0.5] [--json]
 
-Both write pictures of the data with their grain maps to --sheet=check.png, where the data is here.
+Pictures of the data with their grain maps go to --sheet=check.png; with --config the data is looked
+at only where --sheet is given. --data is whatever data.path may be, or tfds:NAME.
 """
 
 import functools
@@ -30,7 +31,7 @@ FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
   "config", help_string="A recipe.", lock_config=True, flag_values=FLAGS
 )
-_DATA = flags.DEFINE_string("data", "", "An image folder.", flag_values=FLAGS)
+_DATA = flags.DEFINE_string("data", "", "A data set: docs/data.md.", flag_values=FLAGS)
 _TARGET = flags.DEFINE_string(
   "target", "", "Compile for a machine that need not be here: v5e:4x4.", flag_values=FLAGS
 )
@@ -42,7 +43,10 @@ _RATIOS = flags.DEFINE_list(
   "ratios", ["0.5", "0.5"], "Share of a grain, coarsest first, with --data.", flag_values=FLAGS
 )
 _SHEET = flags.DEFINE_string(
-  "sheet", "check.png", "Where pictures of the data go; empty for none.", flag_values=FLAGS
+  "sheet",
+  None,
+  "Where pictures of the data go, with --data check.png; empty for none.",
+  flag_values=FLAGS,
 )
 _JSON = flags.DEFINE_bool("json", False, "One JSON object on stdout.", flag_values=FLAGS)
 
@@ -52,11 +56,12 @@ def main():
     raise UserError("give either --config=FILE.py or --data=DIR; see --help.")
   if _DATA.value:
     factors, ratios = _numbers("factors", int), _numbers("ratios", float)
-    facts = of_data(_DATA.value, _SIZE.value, factors, ratios, _SHEET.value)
+    sheet = "check.png" if _SHEET.value is None else _SHEET.value
+    facts = of_data(_DATA.value, _SIZE.value, factors, ratios, sheet)
   else:
     _refuse_data_flags()
     facts = of_config(_CONFIG.value, _TARGET.value)
-    if facts["classes"]["note"] == COUNTED:
+    if _SHEET.value is not None and facts["classes"]["note"] == COUNTED:
       facts["data"] = of_recipes_data(_CONFIG.value, _SHEET.value)
   print(json.dumps(facts, indent=2) if _JSON.value else as_text(facts))
 
@@ -145,7 +150,7 @@ def of_data(path: str, image_size=256, factors=(8, 16), ratios=(0.5, 0.5), sheet
   """What a data set holds; see tasks.data_report.
 
   Args:
-    path: of the images.
+    path: of the images, or "tfds:NAME".
     image_size: pixels a side that they are scaled to.
     factors: pixels a side of a code, finest first.
     ratios: share of regions a grain, coarsest first.
@@ -157,8 +162,9 @@ def of_data(path: str, image_size=256, factors=(8, 16), ratios=(0.5, 0.5), sheet
     raise UserError(
       f"--ratios={_commas(ratios)} must give one share a factor of --factors={_commas(factors)}."
     )
+  place = {"source": path, "path": ""} if path.startswith("tfds:") else {"path": path}
   wanted = types.SimpleNamespace(
-    source="folder", path=path, image_size=image_size, holdout=0, only=()
+    **({"source": "folder"} | place), image_size=image_size, holdout=0, only=()
   )
   return data_report.measure(sources.open_source(wanted, "all"), ratios, factors[-1], sheet)
 

@@ -245,7 +245,8 @@ def test_a_recipe_tells_the_thresholds_that_its_training_will_have(images, tmp_p
   """Of the training images of every superclass, as the stage dvae measures them."""
   words = (*DGT, f"--config.data.path={images}", "--config.data.source=folder")
   words += ("--config.data.holdout=2", "--config.data.only=('birds',)")
-  facts = json.loads(told(*words, "--json"))["data"]
+  assert "data" not in json.loads(told(*words, "--json"))  # it is looked at where a sheet is wanted
+  facts = json.loads(told(*words, "--sheet=of_recipe.png", "--json"))["data"]
   config = check.FLAGS["config"].value
   source = sources.open_source(dvae.every_superclass(config.data), "train")
   record = dvae.measure_grains(config, source, tmp_path / "run").record
@@ -253,7 +254,7 @@ def test_a_recipe_tells_the_thresholds_that_its_training_will_have(images, tmp_p
   assert facts["grains"]["thresholds"] == record["taus"]
   assert facts["grains"]["ratios"] == list(config.dvae.ratios)
   assert facts["image_size"] == config.data.image_size
-  assert (tmp_path / "check.png").exists()
+  assert [path.name for path in tmp_path.glob("*.png")] == ["of_recipe.png"]
 
 
 def test_a_recipe_of_one_grain_is_looked_at_too(images):
@@ -292,3 +293,11 @@ def test_flags_of_a_folder_do_not_go_with_a_recipe(capsys):
     told(*DGT, "--factors=8,16")
   assert stop.value.code == 2
   assert "--factors and --config: a recipe has its own" in capsys.readouterr().err
+
+
+def test_a_set_by_name_that_is_not_prepared_is_told(capsys, tmp_path, monkeypatch):
+  monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+  with pytest.raises(SystemExit) as stop:
+    told("--data=tfds:cifar100")
+  assert stop.value.code == 2
+  assert "cifar100" in capsys.readouterr().err

@@ -52,7 +52,7 @@ class ImageSource:
     self._files = [files[i] for i in self.indices]
     self._background = background
     self.fingerprint = self._hash(split)
-    self._broken = set()  # positions; adding to a set is atomic, so threads may share it
+    self._broken = {}  # position -> why; setting a key is atomic, so threads may share it
 
   def __len__(self) -> int:
     return len(self._files)
@@ -69,21 +69,19 @@ class ImageSource:
     n = len(self)
     if not 0 <= position < n:
       raise IndexError(f"{position=} of {n} images")
-    reason = ""
     for i in ((position + k) % n for k in range(n)):
       if i in self._broken:
         continue
       try:
         image = decode(self._store.read(self._files[i].name), self._background)
       except BrokenImage as e:
-        self._broken.add(i)
-        reason = str(e)
+        self._broken[i] = str(e)
         continue
       square = center_crop(image, self.image_size)
       return {"image": square, "label": self.labels[i], "index": self.indices[i]}
     raise UserError(
       f"none of the {n} images in {self._store.where!r} can be read; the first is "
-      f"{self.name(0)!r} ({reason or 'met before'}). Check the files and their permissions."
+      f"{self.name(0)!r} ({self._broken[0]}). Check the files and their permissions."
     )
 
   def name(self, position: int) -> str:
@@ -100,7 +98,12 @@ class ImageSource:
   @property
   def skipped(self) -> list[str]:
     """Names of the unreadable images met so far."""
-    return [self.name(i) for i in sorted(self._broken)]
+    return list(self.reasons)
+
+  @property
+  def reasons(self) -> dict[str, str]:
+    """Why they cannot be read, by name."""
+    return {self.name(i): reason for i, reason in sorted(self._broken.items())}
 
   def _hash(self, split: str) -> str:
     digest = hashlib.sha256()

@@ -5,6 +5,7 @@ a minute's work of one core, and no more images than training measures.
 """
 
 import collections
+import itertools
 import pathlib
 
 import numpy as np
@@ -45,7 +46,7 @@ def measure(source, ratios: tuple[float, ...], region: int, sheet: str = "") -> 
   facts = classes(source) | {
     "image_size": source.image_size,
     "read": len(indices),
-    "skipped": source.skipped,
+    "skipped": source.reasons,
     "sizes": _sizes(source, np.flatnonzero(np.isin(source.indices, indices))),
     "entropies": {"region": region, "edges": edges.tolist(), "counts": counts.tolist()},
     "grains": {
@@ -106,8 +107,9 @@ def lines(facts: dict, table: bool = True) -> list[str]:
   skipped, size = facts["skipped"], facts["image_size"]
   told.append(f"read     {facts['read']:,} of {facts['images']:,} images, evenly spaced")
   if skipped:
-    more = ", ..." if len(skipped) > NAMED else ""
-    told.append(f"skipped  {len(skipped):,} unreadable: {', '.join(skipped[:NAMED])}{more}")
+    told.append(f"skipped  {len(skipped):,} unreadable")
+    told += [f"  {name}: {reason}" for name, reason in itertools.islice(skipped.items(), NAMED)]
+    told += ["  ..."] * (len(skipped) > NAMED)
   told.append(
     "sizes    short sides of {least} to {most} pixels, half of them at most {median}; {smaller:,} "
     "images are".format(**facts["sizes"])

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.core import buckets, rng
+from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps, sources
 from dit_jax.diffusion import hrig
 from dit_jax.diffusion.process import Process
@@ -65,7 +66,12 @@ def enabled(block) -> bool:
 def check(config, name: str, process: Process) -> None:
   """Raises UserError where a stage's HRIG has no time to act at, or no image to be measured on."""
   hrig.window_times(process.schedule, config[name].hrig.snr, 1)
-  sources.open_source(config.data, "heldout")  # small classes may have no n-th image
+  try:
+    sources.open_source(config.data, "heldout")  # small classes may have no n-th image
+  except UserError as e:
+    raise UserError(
+      f"{name}.hrig.enabled needs held-out images, which decide its strength: {e}"
+    ) from e
 
 
 def attach(block, process: Process, meta: dict) -> Attached | None:
@@ -107,7 +113,7 @@ def measured(config, workdir, name: str, loss, content):
   """(params, frozen) -> {"hrig": what `choose_strength` says of held-out latents}.
 
   Args:
-    config: of the run, whose data.holdout must hold images out.
+    config: of the run, whose data must have a held-out split.
     workdir: holds the autoencoder.
     name: "dit" or "dct".
     loss: tasks.dct.DiffusionLoss, with HRIG attached.

@@ -54,7 +54,8 @@ def check_models(config) -> None:
       _check_range(config, f"{name}.diffusion.label_drop", 0, 1)
       _check_diffusion(config[name].diffusion, settings, len(meta["factors"]))
       labels.check_guidance(config, settings)
-      _check_hrig(config, name)
+      if hrig.enabled(config[name]):
+        _check_range(config, f"{name}.hrig.depth", 1)
     if name == "dct" and config.dct.buckets not in slots.MODES:
       raise UserError(
         f"dct.buckets={config.dct.buckets!r} is unknown; choose one of {', '.join(slots.MODES)}."
@@ -73,19 +74,6 @@ def _check_range(config, field: str, low: float, high: float = math.inf) -> None
   if not low <= value <= high:
     wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
     raise UserError(f"{field}={value} must be {wanted}.")
-
-
-def _check_hrig(config, name: str) -> None:
-  """Refuses what would be found when the stage is built, or at its first checkpoint."""
-  block = config[name]
-  if not hrig.enabled(block):
-    return
-  _check_range(config, f"{name}.hrig.depth", 1)
-  if config.data.holdout < 2:
-    raise UserError(
-      f"{name}.hrig.enabled needs held-out images, which decide its strength, and data.holdout="
-      f"{config.data.holdout} keeps none apart; set it, e.g. 10, or {name}.hrig.enabled=False."
-    )
 
 
 def _check_diffusion(block, settings: generate.Settings, num_grains: int) -> None:

@@ -128,11 +128,10 @@ def scaled_up(source: sources.ImageSource) -> str:
 
 def _shown(data, source: sources.ImageSource) -> list[dict]:
   """The pictures of a preview: held-out ones where there are any."""
-  if data.holdout:
-    whole = sources.open_source(dvae.every_superclass(data), "all")
-    held = np.setdiff1d(whole.indices, source.indices)
-    if len(held):
-      return [whole[int(i)] for i in held[:SHOWN]]
+  whole = sources.open_source(dvae.every_superclass(data), "all")
+  held = np.setdiff1d(whole.indices, source.indices)  # every n-th, or the set's own split
+  if len(held):
+    return [whole[int(i)] for i in held[:SHOWN]]
   return [source[i] for i in range(min(SHOWN, len(source)))]
 
 
