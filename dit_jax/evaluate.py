@@ -152,19 +152,23 @@ def of_autoencoder(workdir: pathlib.Path, config) -> pathlib.Path:
 
 def as_text(card: dict) -> str:
   """The same card as lines for a person."""
-  rest = {k: v for k, v in card.items() if k not in ("evaluator", "stage", "step", "metrics")}
+  head = ("evaluator", "stage", "step", "metrics")
+  rest = {k: v for k, v in card.items() if k not in head and v not in ({}, "")}
   lines = ["{evaluator} of {stage}, step {step}".format(**card)]
   width = max(map(len, (*card["metrics"], *rest)))
-  for name, value in card["metrics"].items():
-    lines.append(f"{name:{width}s}  " + ("not finite" if value is None else f"{value:.6g}"))
-  lines += [f"{name:{width}s}  {_plain(value)}" for name, value in rest.items()]
+  for name, value in (card["metrics"] | rest).items():
+    lines.append(f"{name:{width}s}  {_plain(value)}")
   return "\n".join(lines)
 
 
 def _plain(value) -> str:
-  if isinstance(value, dict):
-    return ", ".join(f"{name} {_plain(x)}" for name, x in value.items())
-  return value if isinstance(value, str) else json.dumps(value)
+  if isinstance(value, dict):  # a card within a card is read in the file
+    return ", ".join(f"{name} {_plain(x)}" for name, x in value.items() if name != "card")
+  if isinstance(value, list):
+    return " ".join(map(_plain, value))
+  if value is None:
+    return "none"
+  return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _refuse_idle() -> None:

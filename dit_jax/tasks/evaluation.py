@@ -47,13 +47,11 @@ def split_of(config, split: str, stage: str) -> real.Real:
   Raises:
     UserError: there is no such image, or the data cannot be read.
   """
-  data = config.data
-  if split == "heldout" and not data.holdout:
-    raise UserError(
-      "the run holds no images out (data.holdout=0), so there are none to compare with; give other "
-      "images of the kind, or train a new run with data.holdout, e.g. 10."
-    )
-  source = sources.open_source(dvae.every_superclass(data) if stage == "dvae" else data, split)
+  data = dvae.every_superclass(config.data) if stage == "dvae" else config.data
+  try:
+    source = sources.open_source(data, split)
+  except UserError as e:
+    raise UserError(f"the run's {split} images, to compare with, cannot be had: {e}") from e
   return real.of_source(source, f"{split} split of the run, data.holdout={data.holdout}")
 
 
