@@ -54,6 +54,10 @@ def get_config(arg=None):
     map_guidance=1.0,
     map_order="random",
   )
+  c.evals = dict(  # every so many steps of their stage, on held-out images; 0: never
+    reconstruction=dict(every=0, num=1024),
+    fidelity=dict(every=0, num=1024, inception="", labels="reference"),  # inception "": VGG16
+  )
 
   adam = dict(
     name="adam",

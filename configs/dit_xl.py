@@ -39,7 +39,7 @@ def get_config(arg=None):
     c.dit.model.variant = keys.variant
   del c.dgt, c.dct
   if keys.sd_vae:
-    del c.dvae
+    del c.dvae, c.evals.reconstruction
     c.stages = ("dit",)
     c.sd_vae = dict(
       path="",  # what dit_jax.convert makes of a folder of diffusers' AutoencoderKL

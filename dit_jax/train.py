@@ -25,8 +25,8 @@ from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
 from dit_jax.sampling import grids
-from dit_jax.tasks import autoencoder, base, dct, hrig, labels, sizes
-from dit_jax.tasks.task import Task
+from dit_jax.tasks import autoencoder, base, dct, hrig, labels, sizes, timed
+from dit_jax.tasks.task import Task, Timed
 from dit_jax.training import checkpoint, memory, optim, peft, sharding, state, step, stored
 
 STAGES = ("dvae", "dgt", "dct", "dit", "superres")
@@ -59,6 +59,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
       labels.check_classes(source.classes)
   autoencoder.check(config, workdir)
   base.check(config, names, workdir)
+  timed.check(config, names, workdir)
   on_latents = [name for name in names if name not in ("dvae", "superres")]
   trained = "dvae" in names or autoencoder.pretrained(config) or autoencoder.donor(config)
   if on_latents and not trained:
@@ -74,7 +75,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
       _say(f"[{name}] finished before: {config[name].total_steps} steps in {folder}")
       continue
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
-    train_stage(task, config, folder, mesh)
+    train_stage(timed.attached(task, config, workdir), config, folder, mesh)
     _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
   _say(f"everything is in {workdir}: checkpoints, metrics.jsonl and previews of each stage")
 
@@ -211,7 +212,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
       if clock.due(now, block.every.log, block.total_steps):
         pending = now, metrics
       stopping = _all_stop(stop.requested, now, block)  # a later signal waits for the next step
-      if clock.due(now, block.every.save, block.total_steps) or stopping:
+      asked = [e for e in task.evaluators if clock.due(now, e.every, block.total_steps)]
+      if clock.due(now, block.every.save, block.total_steps) or stopping or asked:
         step.check_finite(jax.device_get(metrics), task.name, now)
         if pending is not None:  # no run resumes behind a line that was never written
           _report(*pending, task.name, writer, progress)
@@ -219,6 +221,8 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         save(train_state)
       if clock.due(now, block.every.preview, block.total_steps):
         _preview(task, train_state, now, folder, writer)
+      for evaluator in asked:  # they take long: what they see is saved before
+        _evaluate(evaluator, train_state, now, writer)
       if stopping:
         break
     if pending is not None:
@@ -306,6 +310,16 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
   if jax.process_index() == 0:
     grids.save_png(folder / "previews" / f"step_{now:08d}.png", picture)
     writer.write_images(now, {"preview": picture})
+
+
+def _evaluate(evaluator: Timed, train_state, now: int, writer: Writer) -> None:
+  """Writes an evaluator's numbers; where data or disk refuse them, the run goes on without."""
+  try:
+    found = evaluator.run(*stored.host((train_state.ema, train_state.frozen)), now)
+  except (UserError, OSError) as e:
+    _say(f"warning: evals.{evaluator.name} at step {now} was not made ({' '.join(str(e).split())})")
+    return
+  writer.write(now, {f"eval/{name}": value for name, value in found.items()})
 
 
 def _banner(task: Task, block, train_state, first: int, mesh) -> None:

@@ -8,7 +8,9 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dit_jax"
 ENTRIES = [
-  name for name in ("train", "sample", "check", "convert") if (PACKAGE / f"{name}.py").exists()
+  name
+  for name in ("train", "sample", "evaluate", "check", "convert")
+  if (PACKAGE / f"{name}.py").exists()
 ]
 FOREIGN = ("tensorflow", "torch", "diffusers", "matplotlib")
 

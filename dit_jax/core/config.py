@@ -22,6 +22,7 @@ MAY_CHANGE = (
   r"mesh(\..*)?",
   r"sharding",
   r"sampling(\..*)?",
+  r"evals(\..*)?",
   r"data\.path",
   r"sd_vae\.path",  # the workdir has a copy
   r"(.*\.)?remat",

@@ -77,8 +77,7 @@ def load(workdir, step: int | None = None) -> Run:
   if not (workdir / "config.json").exists():
     raise UserError(f"--workdir={workdir} has no config.json; give the folder of a trained run.")
   config = configs.from_json((workdir / "config.json").read_text(encoding="utf-8"))
-  content = "dit" if "dit" in config.get("stages", ()) else "dct"
-  module = dit if content == "dit" else dct
+  content = content_stage(config)
   ema, meta, step = Checkpoints(workdir / content).restore_ema(step)
   config = configs.from_json(meta["config"])
   params = {"content": ema, "dvae": autoencoder.load(config, workdir)[0]}
@@ -87,14 +86,45 @@ def load(workdir, step: int | None = None) -> Run:
       f"the autoencoder in {workdir} is not the one that the stage {content} was trained on; "
       "put that one back, or train the stages after it again in a new workdir."
     )
-  map_logits = None
-  if content == "dct":
-    params["dgt"], map_meta, _ = Checkpoints(workdir / "dgt").restore_ema()
+  maps, map_meta = grain_transformer(config, workdir)
+  models = models_of(config, meta, map_meta)
+  return Run(
+    config, meta, hierarchy.ClassTable.from_json(meta["classes"]), models, params | maps, step
+  )
+
+
+def content_stage(config) -> str:
+  """The stage that draws pictures."""
+  return "dit" if "dit" in config.get("stages", ()) else "dct"
+
+
+def grain_transformer(config, workdir) -> tuple[dict, dict]:
+  """({"dgt": averaged weights}, the meta beside them) of a workdir; ({}, {}) where none is used.
+
+  Raises:
+    UserError: it is not trained.
+  """
+  if content_stage(config) == "dit":
+    return {}, {}
+  params, meta, _ = Checkpoints(pathlib.Path(workdir) / "dgt").restore_ema()
+  return {"dgt": params}, meta
+
+
+def models_of(config, meta: dict, map_meta: dict) -> generate.Models:
+  """What sampling takes, from the facts beside the weights.
+
+  Args:
+    config: of the run.
+    meta: of the content stage, as its checkpoints hold it.
+    map_meta: of the grain transformer; {} where there is none.
+  """
+  name, map_logits = content_stage(config), None
+  module = dit if name == "dit" else dct
+  if map_meta:
     map_model = dgt.make_model(config, map_meta)
     map_logits = lambda params, *args: map_model.apply(params["dgt"], *args)
-  process = dct.make_process(config[content].diffusion)
-  correct_x0 = hrig.correction(config[content], process, meta)
+  process = dct.make_process(config[name].diffusion)
+  correct_x0 = hrig.correction(config[name], process, meta)
   model = module.make_model(config, meta)
   content = latent_stage.gated_content(module.content_fn, model, process)
-  models = latent_stage.sampling_models(config, meta, process, content, map_logits, correct_x0)
-  return Run(config, meta, hierarchy.ClassTable.from_json(meta["classes"]), models, params, step)
+  return latent_stage.sampling_models(config, meta, process, content, map_logits, correct_x0)

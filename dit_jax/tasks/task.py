@@ -2,13 +2,27 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from dit_jax.data import pipeline
 from dit_jax.training import peft
+
+
+class Timed(NamedTuple):
+  """An evaluator inside training.
+
+  Attributes:
+    name: for messages.
+    every: steps of the stage.
+    run: (params, frozen, step) -> numbers by name; all processes call it, one writes files.
+  """
+
+  name: str
+  every: int
+  run: Callable[[Any, Any, int], dict[str, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +46,7 @@ class Task:
     measured: (params, frozen) -> JSON-ready facts of averaged weights that their checkpoint keeps
       in its meta; None where there are none.
     skipped: () -> names of unreadable images met so far.
+    evaluators: of averaged weights.
   """
 
   name: str
@@ -46,6 +61,7 @@ class Task:
   preview: Callable[[Any, Any], np.ndarray]
   measured: Callable[[Any, Any], dict] | None = None
   skipped: Callable[[], list[str]] = list
+  evaluators: tuple[Timed, ...] = ()
 
   def tuned(self, how: peft.Peft) -> "Task":
     """The stage where only the parameters that `how` names are trained, the rest being frozen."""
@@ -56,6 +72,7 @@ class Task:
       phases=tuple((start, how.over_base(loss_fn)) for start, loss_fn in self.phases),
       preview=how.over_base(self.preview),
       measured=self.measured and how.over_base(self.measured),
+      evaluators=tuple(e._replace(run=how.over_base(e.run)) for e in self.evaluators),
     )
 
 
