@@ -19,8 +19,7 @@ from absl import flags
 
 from dit_jax.core import cli
 from dit_jax.core.errors import UserError
-from dit_jax.diffusion import solvers
-from dit_jax.diffusion.spacing import SPACINGS
+from dit_jax.sampling import flags as sampling_flags
 from dit_jax.sampling import generate, grain_source, grids, superres
 from dit_jax.tasks import doubled, restored
 from dit_jax.tasks import superres as superres_task
@@ -43,26 +42,7 @@ _SEED = flags.DEFINE_integer(
   upper_bound=2**32 - 1,
   flag_values=FLAGS,
 )
-_SAMPLER = flags.DEFINE_string(
-  "sampler", None, f"One of {', '.join(solvers.NAMES)}; default: the run's.", flag_values=FLAGS
-)
-_SPACING = flags.DEFINE_string(
-  "spacing", None, f"Of times: auto, {', '.join(SPACINGS)}; default: the run's.", flag_values=FLAGS
-)
-_STEPS = flags.DEFINE_integer("steps", None, "Steps; default: the run's.", flag_values=FLAGS)
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Scale; default: the run's.", flag_values=FLAGS)
-_LEVEL = flags.DEFINE_integer(
-  "guidance_level", None, "Guide away from this level, 1 the superclass.", flag_values=FLAGS
-)
-_INTERVAL = flags.DEFINE_list(
-  "guidance_interval", None, "Guide between these model times: LOW,HIGH.", flag_values=FLAGS
-)
-_CHANNELS = flags.DEFINE_integer(
-  "guidance_channels", None, "Guide the first channels of a latent; 0: all.", flag_values=FLAGS
-)
-_RESCALE = flags.DEFINE_float(
-  "guidance_rescale", None, "Take back the contrast of guidance: 0 to 1.", flag_values=FLAGS
-)
+_settings = sampling_flags.define(FLAGS)
 _BATCH = flags.DEFINE_integer(
   "batch", 16, "Pictures in flight; changes none of them.", lower_bound=1, flag_values=FLAGS
 )
@@ -108,16 +88,7 @@ def main():
   enlarged = _enlarged()
   run = restored.load(_WORKDIR.value, _STEP.value)
   labels, names = _labels(run, _CLASSES.value)
-  settings = run.settings(
-    steps=_STEPS.value,
-    stepper=_SAMPLER.value,
-    spacing=_SPACING.value,
-    guidance=_GUIDANCE.value,
-    guidance_level=_LEVEL.value,
-    guidance_interval=_interval(_INTERVAL.value),
-    guidance_channels=_CHANNELS.value,
-    guidance_rescale=_RESCALE.value,
-  )
+  settings = run.settings(**_settings())
   generator = generate.Generator(run.models, settings)
   seed = secrets.randbelow(2**32) if _SEED.value == -1 else _SEED.value
 
@@ -203,13 +174,6 @@ def _labels(run, text: str) -> tuple[np.ndarray, list[str]]:
     return np.zeros(1, np.int32), ["no class"]
   nodes = run.classes.resolve(text, superclasses=run.models.tiers.num_levels > 1)
   return np.asarray(nodes, np.int32), [run.classes.nodes[i] for i in nodes]
-
-
-def _interval(texts: list[str] | None) -> tuple[float, ...] | None:
-  try:
-    return None if texts is None else tuple(map(float, texts))
-  except ValueError as e:
-    raise UserError(f"--guidance_interval={','.join(texts)} must be LOW,HIGH, as 100,800.") from e
 
 
 def _say(line: str) -> None:

@@ -1,5 +1,6 @@
 """`evaluate` and the evaluators inside training: the same numbers, whatever draws them."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -13,7 +14,7 @@ from dit_jax import evaluate, sample, train
 from dit_jax.core import cli, writer
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
-from dit_jax.evals import features, generation, reconstruction
+from dit_jax.evals import features, generation, reconstruction, reference
 from dit_jax.sampling import generate
 from dit_jax.tasks import timed
 
@@ -108,7 +109,7 @@ def test_training_leaves_cards_pictures_and_curves(workdir):
     "dct": [2, 4],
   }
   assert curves["dct"][2]["AlexNet-FD"] != curves["dct"][4]["AlexNet-FD"]
-  assert set(curves["dvae"][2]) >= {"PSNR", "LPIPS", "AlexNet-FD"}
+  assert set(curves["dvae"][2]) >= {"PSNR", "SSIM", "LPIPS", "AlexNet-FD"}
   card = json.loads((workdir / "evaluations/dct_step_00000004_fidelity/card.json").read_text())
   assert card["metrics"] == curves["dct"][4]
   assert (card["evaluator"], card["stage"], card["step"]) == ("fidelity", "dct", 4)
@@ -187,6 +188,22 @@ def test_a_reference_may_be_an_npz_of_larger_images(score, images, tmp_path):
   assert cards[0]["metrics"] == cards[1]["metrics"]
   assert cards[0]["metrics"]["AlexNet-FD"] == pytest.approx(0, abs=1e-3)
   assert cards[0]["reference_fingerprint"] != cards[1]["reference_fingerprint"]
+
+
+def test_a_reference_may_be_statistics_from_a_file(score, images, tmp_path):
+  pictures = np.stack([np.asarray(Image.open(path)) for path in sorted(images.rglob("*.png"))])
+  np.savez(tmp_path / "all.npz", arr_0=pictures)
+  made = reference.Reference.of_parts([features.Extractor("vgg16")(pictures)], "all of them")
+  dataclasses.replace(made, features=None).save(tmp_path / "kept.npz")
+  names = ("all", "kept")
+  cards = [
+    score(f"--samples={tmp_path / 'all.npz'}", f"--reference={tmp_path / n}.npz") for n in names
+  ]
+  whole, alone = (card["metrics"] for card in cards)
+  assert whole["AlexNet-FD"] == pytest.approx(alone["AlexNet-FD"], abs=1e-6)
+  assert "AlexNet-KID" in whole
+  assert "AlexNet-KID" not in alone
+  assert "AlexNet-KID" in cards[1]["left_out"]
 
 
 def test_the_card_as_text(copy, capsys):

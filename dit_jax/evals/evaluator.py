@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from dit_jax.evals import report
 from dit_jax.sampling import grids
 
 FOLDER = "evaluations"
@@ -72,7 +73,7 @@ def keep(workdir, name: str, stage: str, step: int, found: Evaluation) -> pathli
   temporary = folder / "card.tmp"
   temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
   temporary.replace(folder / "card.json")
-  _report(workdir)
+  report.of_workdir(workdir)
   return folder
 
 
@@ -86,12 +87,3 @@ def _folder(path: pathlib.Path, card: dict) -> pathlib.Path:
       return folder
     if conditions(json.loads(old.read_text(encoding="utf-8"))) == conditions(card):
       return folder
-
-
-def _report(workdir) -> None:
-  """The page of the workdir, made anew."""
-  try:
-    from dit_jax.evals import report
-  except ImportError:
-    return
-  report.of_workdir(workdir)

@@ -2,15 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 
 from dit_jax.core.errors import UserError
-from dit_jax.evals import balance, fidelity
+from dit_jax.evals import balance, fidelity, reference
 from dit_jax.evals.evaluator import Evaluation
-from dit_jax.evals.features import Extractor, Features
+from dit_jax.evals.features import Extractor
 from dit_jax.evals.real import CHUNK, Real
+from dit_jax.evals.reference import Reference
 from dit_jax.sampling import grids
 
 SHOWN = 64  # images of a picture
@@ -44,14 +45,16 @@ class Generation:
     num_grains: int,
     seed: int = 0,
   ):
-    refuse_few(len(label), len(real))
+    refuse_few(len(label), len(real) or fidelity.SMALLEST_N)  # statistics do not say
     self.predict, self.label, self.index, self.seed = predict, label, index, seed
     self.real, self.extract, self.num_grains = real, extract, num_grains
 
   @functools.cached_property
-  def reference(self) -> Features:
-    """Of the real images."""
-    return features_of(self.extract, self.real.chunks())
+  def reference(self) -> Reference:
+    """Of the real images: what a file says of them, else what they are seen to be."""
+    if self.real.file:
+      return reference.load(self.real.file, self.extract, self.real.words)
+    return Reference.of_parts(map(self.extract, self.real.chunks()), self.real.words)
 
   def __call__(self, params) -> Evaluation:
     shown, maps, shown_maps = [], [], []
@@ -68,7 +71,7 @@ class Generation:
           shown_maps.append(grains[here])
         yield images
 
-    found = features_of(self.extract, drawn())
+    found = self.extract.stream(drawn())
     card = fidelity.score(found, self.reference, self.extract, self.real.words, self.seed)
     facts = dataclasses.asdict(card) | {"reference_fingerprint": self.real.fingerprint}
     samples = np.concatenate(shown)
@@ -77,8 +80,9 @@ class Generation:
       facts["grains"] = grain_facts(np.concatenate(maps), self.num_grains)
       tinted = grids.overlay(samples, np.concatenate(shown_maps), self.num_grains)
       pictures["fine regions"] = grids.grid(tinted)
-    beside = self.real.read(balance.spread(len(self.real), min(SHOWN, len(self.real))))
-    pictures["real"] = grids.grid(beside)
+    if len(self.real):
+      beside = self.real.read(balance.spread(len(self.real), min(SHOWN, len(self.real))))
+      pictures["real"] = grids.grid(beside)
     return Evaluation(facts.pop("metrics"), facts, pictures)
 
 
@@ -89,14 +93,6 @@ def refuse_few(n: int, reference_n: int) -> None:
       f"scoring needs {fidelity.SMALLEST_N} images or more a side, not {n} and {reference_n}; "
       "take more."
     )
-
-
-def features_of(extract: Extractor, chunks: Iterable[np.ndarray]) -> Features:
-  """Features of images that come in pieces; none of the images is kept."""
-  parts = [extract(images) for images in chunks]
-  arrays = [k for k, v in vars(parts[0]).items() if isinstance(v, np.ndarray)]
-  joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in arrays}
-  return dataclasses.replace(parts[0], **joined)
 
 
 def grain_facts(grains: np.ndarray, num_grains: int) -> dict:

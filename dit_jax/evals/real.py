@@ -30,6 +30,7 @@ class Real:
     total: how many there are.
     labels: int32 [total]; None where nobody knows.
     classes: names of the labels; () for none.
+    file: of statistics, which are there in place of images; see evals.reference.
   """
 
   words: str
@@ -39,6 +40,7 @@ class Real:
   total: int
   labels: np.ndarray | None = None
   classes: tuple[str, ...] = ()
+  file: str = ""
 
   def __len__(self) -> int:
     return self.total
@@ -84,7 +86,8 @@ def of_npz(
     flag: that gave the path, for messages.
     path: of the file.
     image_size: pixels a side.
-    crop: crops larger images to it as in training; else they are refused, too.
+    crop: crops larger images to it as in training, and takes statistics in place of images; else
+      both are refused.
 
   Returns:
     The images, and the file's other arrays.
@@ -94,6 +97,11 @@ def of_npz(
   """
   arrays = _arrays(flag, path)
   images, told = arrays.pop("arr_0", None), f"--{flag}={path}"
+  statistics = {name: arrays[name] for name in ("mu", "sigma") if name in arrays}
+  if crop and len(statistics) == 2:
+    name, known_by = pathlib.Path(path).name, trees.content_hash(statistics)
+    nothing = lambda places: np.zeros((0, image_size, image_size, 3), np.uint8)
+    return Real(name, known_by, image_size, nothing, 0, file=str(path)), arrays
   if images is None:
     raise UserError(
       f"{told} has no arr_0 but {', '.join(sorted(arrays)) or 'nothing'}; give images as arr_0, "

@@ -9,10 +9,10 @@ import numpy as np
 from einops import rearrange
 
 from dit_jax.core import tree as trees
-from dit_jax.evals import balance, fidelity, frechet
+from dit_jax.evals import balance, fidelity, frechet, ssim
 from dit_jax.evals.evaluator import Evaluation
 from dit_jax.evals.features import Extractor, Features, in_batches
-from dit_jax.evals.generation import features_of, grain_facts, refuse_few
+from dit_jax.evals.generation import grain_facts, refuse_few
 from dit_jax.evals.real import Real
 from dit_jax.models import lpips
 from dit_jax.sampling import generate, grids
@@ -49,7 +49,7 @@ class Reconstruction:
   @functools.cached_property
   def reference(self) -> Features:
     """Of the images as they are."""
-    return features_of(self.extract, self.real.chunks())
+    return self.extract.stream(self.real.chunks())
 
   @functools.cached_property
   def perceptual(self):
@@ -66,18 +66,19 @@ class Reconstruction:
 
   def __call__(self, params) -> Evaluation:
     distance, weights = self.perceptual
-    per_image, maps, squares = {"PSNR": [], "LPIPS": []}, [], []
+    per_image, maps, squares = {"PSNR": [], "SSIM": [], "LPIPS": []}, [], []
 
     def again():
       for images in self.real.chunks():
         back, grains = self.predict(params, images)
         per_image["PSNR"].append(frechet.psnr(images, back))
+        per_image["SSIM"].append(ssim.ssim(images, back))
         per_image["LPIPS"].append(distance(images, back))
         squares.append(errors_by_grain(images, back, grains, self.num_grains))
         maps.append(grains)
         yield back
 
-    found = features_of(self.extract, again())
+    found = self.extract.stream(again())
     card = fidelity.score(found, self.reference, self.extract, self.real.words, self.seed)
     facts = dataclasses.asdict(card) | {"reference_fingerprint": self.real.fingerprint}
     distances = {_CALLED.get(name, name): x for name, x in facts.pop("metrics").items()}

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from absl import flags
 
 from dit_jax.core.errors import UserError
+from dit_jax.diffusion import solvers
+from dit_jax.diffusion.spacing import SPACINGS
 
 
 def define(flag_values: flags.FlagValues) -> Callable[[], dict]:
@@ -20,13 +22,21 @@ def define(flag_values: flags.FlagValues) -> Callable[[], dict]:
   )
   holders = {
     "steps": integer("steps", None, "Steps; default: the run's.", **own),
-    "stepper": flags.DEFINE_string("sampler", None, "ddpm or ddim; default: the run's.", **own),
+    "stepper": flags.DEFINE_string(
+      "sampler", None, f"One of {', '.join(solvers.NAMES)}; default: the run's.", **own
+    ),
+    "spacing": flags.DEFINE_string(
+      "spacing", None, f"Of times: auto, {', '.join(SPACINGS)}; default: the run's.", **own
+    ),
     "guidance": decimal("guidance", None, "Scale; default: the run's.", **own),
     "guidance_level": integer(
       "guidance_level", None, "Guide away from this level, 1 the superclass.", **own
     ),
     "guidance_channels": integer(
       "guidance_channels", None, "Guide the first channels of a latent; 0: all.", **own
+    ),
+    "guidance_rescale": decimal(
+      "guidance_rescale", None, "Take back the contrast of guidance: 0 to 1.", **own
     ),
   }
 

@@ -191,7 +191,7 @@ def facts_of_drawing(config, stage: str, params: dict, meta: dict, settings) -> 
   checkpoint["autoencoder"] = meta["vae"]
   if "dgt" in params:
     checkpoint["dgt"] = trees.content_hash(params["dgt"])
-  sampling = dataclasses.asdict(settings) | {"nfe": settings.steps}
+  sampling = dataclasses.asdict(settings) | {"nfe": settings.nfe}
   return {"checkpoint": checkpoint, "sampling": sampling, "versions": versions()}
 
 

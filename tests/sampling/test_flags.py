@@ -24,10 +24,11 @@ def test_nothing_given_changes_nothing():
 
 def test_every_flag_is_a_setting():
   words = ["--steps=9", "--sampler=ddim", "--guidance=1.5", "--guidance_level=2"]
-  got = parse(*words, "--guidance_interval=100,800", "--guidance_channels=3")
+  got = parse(*words, "--guidance_interval=100,800", "--guidance_channels=3", "--spacing=karras")
   settings = generate.Settings(**{name: x for name, x in got.items() if x is not None})
   assert (settings.steps, settings.stepper, settings.guidance) == (9, "ddim", 1.5)
   assert (settings.guidance_level, settings.guidance_channels) == (2, 3)
+  assert settings.spacing == "karras"
   assert settings.guidance_interval == (100.0, 800.0)
 
 
