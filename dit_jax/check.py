@@ -9,7 +9,6 @@ at only where --sheet is given. --data is whatever data.path may be, or tfds:NAM
 
 import functools
 import json
-import types
 
 from absl import flags
 from ml_collections import config_flags
@@ -162,11 +161,8 @@ def of_data(path: str, image_size=256, factors=(8, 16), ratios=(0.5, 0.5), sheet
     raise UserError(
       f"--ratios={_commas(ratios)} must give one share a factor of --factors={_commas(factors)}."
     )
-  place = {"source": path, "path": ""} if path.startswith("tfds:") else {"path": path}
-  wanted = types.SimpleNamespace(
-    **({"source": "folder"} | place), image_size=image_size, holdout=0, only=()
-  )
-  return data_report.measure(sources.open_source(wanted, "all"), ratios, factors[-1], sheet)
+  source = sources.open_source(sources.block_at(path, image_size), "all")
+  return data_report.measure(source, ratios, factors[-1], sheet)
 
 
 def _commas(values) -> str:

@@ -9,10 +9,8 @@ draws nothing: it scores what comes back of real images through the autoencoder.
 """
 
 import json
-import os
 import pathlib
 import sys
-import types
 
 import numpy as np
 from absl import flags
@@ -33,7 +31,10 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "A trained workdir.", **_OWN)
 _STAGE = flags.DEFINE_string("stage", "", "dvae, or the stage that draws (the default).", **_OWN)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; default: the last.", **_OWN)
 _REFERENCE = flags.DEFINE_string(
-  "reference", "heldout", "heldout or train, of the run; an image folder; FILE.npz (arr_0).", **_OWN
+  "reference",
+  "heldout",
+  "heldout or train, of the run; a data set (docs/data.md); FILE.npz.",
+  **_OWN,
 )
 _NUM = flags.DEFINE_integer(
   "num", None, "Images; default: 10000, or as many as are held out.", lower_bound=1, **_OWN
@@ -77,9 +78,9 @@ def main():
   if _STAGE.value not in ("", "dvae", draws):
     raise UserError(f"--stage={_STAGE.value} draws no pictures; choose {draws} or dvae.")
   _refuse_idle()
-  _refuse_unwritable("workdir", workdir / "evaluations" / "card.json")
+  cli.refuse_unwritable("workdir", workdir / "evaluations" / "card.json")
   if _NPZ.value:
-    _refuse_unwritable("npz", pathlib.Path(_NPZ.value))
+    cli.refuse_unwritable("npz", pathlib.Path(_NPZ.value))
   if _STAGE.value == "dvae":
     folder = of_autoencoder(workdir, config)
   elif _SAMPLES.value:
@@ -108,6 +109,7 @@ def of_drawn(workdir: pathlib.Path) -> pathlib.Path:
     known,
     evaluation.extractor(_INCEPTION.value),
     _SEED.value,
+    workdir,
   )
   facts = evaluation.facts_of_drawing(run.config, stage, run.params, run.meta, settings) | classes
   _, folder = evaluation.answer(workdir, ask, run.params, stage, run.step, facts)
@@ -125,7 +127,8 @@ def of_samples(workdir: pathlib.Path, config) -> pathlib.Path:
   known, place = _real(config, restored.content_stage(config)), np.arange(len(samples))
   extract = evaluation.extractor(_INCEPTION.value)
   take = lambda params, label, index: (samples.read(index), None)
-  ask = generation.Generation(take, place, place, known, extract, 1, _SEED.value)
+  kept = evaluation.references(workdir)
+  ask = generation.Generation(take, place, place, known, extract, 1, _SEED.value, kept)
   about = {"file": samples.words, "fingerprint": samples.fingerprint}
   if "card" in arrays:
     about["card"] = _card_in(arrays["card"])
@@ -180,13 +183,6 @@ def _refuse_idle() -> None:
       raise UserError(f"{way} draws no pictures; leave out {', '.join(f'--{n}' for n in idle)}.")
 
 
-def _refuse_unwritable(name: str, path: pathlib.Path) -> None:
-  """Raises UserError where the answer could not be written after the hours that it took."""
-  folder = next(p for p in path.absolute().parents if p.exists())
-  if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-    raise UserError(f"--{name}: {path} cannot be written; name a file in a folder of yours.")
-
-
 def _real(config, stage: str) -> real.Real:
   """What --reference names, of the run's size."""
   wanted, data = _REFERENCE.value, config.data
@@ -194,11 +190,11 @@ def _real(config, stage: str) -> real.Real:
     return evaluation.split_of(config, wanted, stage)
   if wanted.endswith(".npz"):
     return real.of_npz("reference", wanted, data.image_size)[0]
-  folder = types.SimpleNamespace(
-    source="folder", path=wanted, image_size=data.image_size, holdout=0, only=()
+  block = sources.block_at(
+    wanted, data.image_size, background=data.get("background", sources.WHITE)
   )
   try:
-    return real.of_source(sources.open_source(folder, "all"), wanted)
+    return real.of_source(sources.open_source(block, "all"), wanted)
   except UserError as e:
     raise UserError(f"--reference={wanted} is no image set ({e})") from e
 

@@ -9,7 +9,6 @@ draws nothing: it doubles a picture, or those of a folder, by the stage superres
 """
 
 import functools
-import os
 import pathlib
 import secrets
 import sys
@@ -84,7 +83,7 @@ def main():
   kind, image_path = grain_source.parse(_GRAIN.value)
   out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples.png")
   for name, path in (("out", out), ("npz", pathlib.Path(_NPZ.value or out))):
-    _refuse_unwritable(name, path)
+    cli.refuse_unwritable(name, path)
   enlarged = _enlarged()
   run = restored.load(_WORKDIR.value, _STEP.value)
   labels, names = _labels(run, _CLASSES.value)
@@ -130,7 +129,7 @@ def _double() -> None:
     raise UserError(f"{wanted} doubles pictures and draws none; leave out {', '.join(idle)}.")
   files = doubled.plan(_IMAGES.value, _OUT.value)
   for target in files.values():
-    _refuse_unwritable("out", target)
+    cli.refuse_unwritable("out", target)
   skipped = doubled.write(files, workdir)
   for name, reason in skipped.items():
     _say(f"skipped {name}, which cannot be read ({reason})")
@@ -157,13 +156,6 @@ def _superres_workdir() -> str | None:
       "train configs/superres.py and give its folder, --superres=DIR."
     )
   return _WORKDIR.value
-
-
-def _refuse_unwritable(name: str, path: pathlib.Path) -> None:
-  """Raises UserError where a picture could not be written after the hours that it took."""
-  folder = next(p for p in path.absolute().parents if p.exists())
-  if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-    raise UserError(f"--{name}={path} cannot be written; name a file in a folder of yours.")
 
 
 def _labels(run, text: str) -> tuple[np.ndarray, list[str]]:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 our own bug (with its traceback), 2 something the user can
 """
 
 import os
+import pathlib
 import re
 import socket
 import sys
@@ -81,6 +82,13 @@ def parse_flags(flag_values: flags.FlagValues, argv: list[str]) -> None:
     raise UserError(f"--{name}: get_config() returned a {kind}; it must return a ConfigDict.")
   if len(rest) > 1:
     raise UserError(f"unexpected argument {rest[1]!r}; every option is written --name=value.")
+
+
+def refuse_unwritable(flag: str, path: pathlib.Path) -> None:
+  """Raises UserError where an answer could not be written after the hours that it took."""
+  folder = next(p for p in path.absolute().parents if p.exists())
+  if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+    raise UserError(f"--{flag}={path} cannot be written; name a file in a folder of yours.")
 
 
 def initialize_distributed(coordinator="", num_processes=None, process_id=None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import types
 from collections import defaultdict
 from typing import Any
 
@@ -115,6 +116,14 @@ class ImageSource:
     for index, label, file in zip(self.indices, self.labels, self._files, strict=True):
       digest.update(f"{index}\t{label}\t{printable(file.name)}\t{file.num_bytes}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def block_at(path: str, image_size: int, background: str = WHITE) -> types.SimpleNamespace:
+  """A data block of a set that stands for itself: what `path` may be, or "tfds:NAME"."""
+  source, path = (path, "") if path.startswith(prepared.SOURCE) else ("folder", path)
+  return types.SimpleNamespace(
+    source=source, path=path, image_size=image_size, background=background, holdout=0, only=()
+  )
 
 
 def open_source(data, split: str = "train") -> ImageSource:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 
 import numpy as np
@@ -28,6 +29,7 @@ class Generation:
     extract: makes features of both.
     num_grains: k.
     seed: of KID's subsets.
+    folder: where the real images' statistics are kept between runs; "" keeps none.
 
   Raises:
     UserError: too few images on a side.
@@ -44,17 +46,24 @@ class Generation:
     extract: Extractor,
     num_grains: int,
     seed: int = 0,
+    folder: str | pathlib.Path = "",
   ):
     refuse_few(len(label), len(real) or fidelity.SMALLEST_N)  # statistics do not say
     self.predict, self.label, self.index, self.seed = predict, label, index, seed
     self.real, self.extract, self.num_grains = real, extract, num_grains
+    self.folder = folder
 
   @functools.cached_property
   def reference(self) -> Reference:
     """Of the real images: what a file says of them, else what they are seen to be."""
     if self.real.file:
       return reference.load(self.real.file, self.extract, self.real.words)
-    return Reference.of_parts(map(self.extract, self.real.chunks()), self.real.words)
+    make = lambda: Reference.of_parts(map(self.extract, self.real.chunks()), self.real.words)
+    if not self.folder:
+      return make()
+    e = self.extract
+    known_by = (self.real.fingerprint, len(self.real), e.trunk, e.weights, e.eval_size)
+    return reference.cached(pathlib.Path(self.folder, f"{'_'.join(map(str, known_by))}.npz"), make)
 
   def __call__(self, params) -> Evaluation:
     shown, maps, shown_maps = [], [], []

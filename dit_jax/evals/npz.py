@@ -11,6 +11,7 @@ import numpy as np
 
 from dit_jax.core.errors import UserError
 
+_LENGTHS = 26  # bytes of a member's header before the lengths that end it
 LARGEST = 2**32  # bytes of an array that is read whole: a small file may unpack to any size
 _HEADERS = {
   (1, 0): np.lib.format.read_array_header_1_0,
@@ -44,6 +45,27 @@ def read(path, wanted: Collection[str]) -> dict[str, np.ndarray]:
       with file.open(f"{name}.npy") as member:
         found[name] = np.lib.format.read_array(member, allow_pickle=False)
   return found
+
+
+def mapped(path, name: str) -> np.ndarray:
+  """One array; of a file that packs nothing (`np.savez`) its rows stay on disk until asked for.
+
+  Raises:
+    UserError: as `read`, or there is no such array.
+  """
+  with _opened(path) as file:
+    if name not in _names(file):
+      held = ", ".join(sorted(_names(file))) or "nothing"
+      raise UserError(f"{path} has no {name} but {held}; give an npz file that has it.")
+    shape, fortran, dtype, start = _header(file, name)
+    info = file.getinfo(f"{name}.npy")
+    if info.compress_type == zipfile.ZIP_STORED and math.prod(shape):
+      with open(path, "rb") as raw:
+        raw.seek(info.header_offset + _LENGTHS)
+        lengths = np.frombuffer(raw.read(4), "<u2")  # of the name and of what follows it
+      offset = info.header_offset + _LENGTHS + 4 + int(lengths.sum()) + start
+      return np.memmap(path, dtype, "r", offset, shape, "F" if fortran else "C")
+  return read(path, [name])[name]
 
 
 def images(path, size: int = 512) -> Iterator[np.ndarray]:

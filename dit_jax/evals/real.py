@@ -2,8 +2,6 @@
 
 import dataclasses
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +11,7 @@ from PIL import Image
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data.transforms import center_crop
+from dit_jax.evals import npz
 
 CHUNK = 512  # images in memory at once
 _THREADS = 8  # that decode
@@ -90,23 +89,20 @@ def of_npz(
       both are refused.
 
   Returns:
-    The images, and the file's other arrays.
+    The images, and of the file's other arrays `label` and `card`.
 
   Raises:
     UserError: the file is something else, or its images are of another size.
   """
-  arrays = _arrays(flag, path)
-  images, told = arrays.pop("arr_0", None), f"--{flag}={path}"
-  statistics = {name: arrays[name] for name in ("mu", "sigma") if name in arrays}
-  if crop and len(statistics) == 2:
-    name, known_by = pathlib.Path(path).name, trees.content_hash(statistics)
-    nothing = lambda places: np.zeros((0, image_size, image_size, 3), np.uint8)
-    return Real(name, known_by, image_size, nothing, 0, file=str(path)), arrays
-  if images is None:
-    raise UserError(
-      f"{told} has no arr_0 but {', '.join(sorted(arrays)) or 'nothing'}; give images as arr_0, "
-      "uint8 [n, s, s, 3]."
-    )
+  told, name = f"--{flag}={path}", pathlib.Path(path).name
+  try:
+    if crop and {"mu", "sigma"} <= npz.names(path):
+      known_by = trees.content_hash(npz.read(path, ("mu", "sigma")))
+      nothing = lambda places: np.zeros((0, image_size, image_size, 3), np.uint8)
+      return Real(name, known_by, image_size, nothing, 0, file=str(path)), {}
+    images, arrays = npz.mapped(path, "arr_0"), npz.read(path, ("label", "card"))
+  except UserError as e:
+    raise UserError(f"--{flag}: {e}") from e
   square = images.ndim == 4 and images.shape[1] == images.shape[2] and images.shape[3] == 3
   if images.dtype != np.uint8 or not square or not len(images):
     raise UserError(
@@ -121,26 +117,8 @@ def of_npz(
   cropped = lambda x: center_crop(Image.fromarray(x), image_size)
   read = lambda places: np.stack([cropped(images[i]) for i in places])
   if images.shape[1] == image_size:
-    read = images.__getitem__
+    read = lambda places: np.asarray(images[places])
   labels = arrays.get("label")
   if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu"):
     raise UserError(f"{told}: label is {labels.dtype} {list(labels.shape)}; expected integers [n].")
-  return Real(pathlib.Path(path).name, print_of, image_size, read, len(images), labels), arrays
-
-
-def _arrays(flag: str, path) -> dict[str, np.ndarray]:
-  """Every array of an .npz; nothing in it is run."""
-  told = f"--{flag}={path}"
-  try:
-    file = np.load(path, allow_pickle=False)
-    if isinstance(file, np.ndarray):
-      raise UserError(f"{told} is a bare array; save it as .npz, np.savez(FILE, arr_0=images).")
-    with file:
-      return {name: file[name] for name in file.files}
-  except UserError:
-    raise
-  except FileNotFoundError as e:
-    raise UserError(f"{told} does not exist; give an .npz file.") from e
-  except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-    reason = " ".join(str(e).split())
-    raise UserError(f"{told} cannot be read ({reason}); give an .npz of plain arrays.") from e
+  return Real(name, print_of, image_size, read, len(images), labels), arrays

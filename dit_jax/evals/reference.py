@@ -8,8 +8,9 @@ ours. ADM's own files are read likewise, with what they lack.
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import jax
 import numpy as np
 
 from dit_jax.core import tree as trees
@@ -109,6 +110,20 @@ class Reference:
     arrays = {name: array for name, array in arrays.items() if array is not None}
     meta = json.dumps({name: getattr(self, name) for name in _FACTS})
     npz.write(path, arrays | {"meta": np.asarray(meta)})
+
+
+def cached(path, make: Callable[[], Reference]) -> Reference:
+  """What `make` made when it was asked first, from a file whose name says what it depends on.
+
+  Every process reads or makes it, one writes.
+  """
+  path = pathlib.Path(path)
+  if path.exists():
+    return _of_ours(path, "")
+  made = make()
+  if not jax.process_index():
+    made.save(path)
+  return made
 
 
 def load(path, extract: Extractor, described: str = "") -> Reference:

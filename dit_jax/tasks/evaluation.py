@@ -55,6 +55,11 @@ def split_of(config, split: str, stage: str) -> real.Real:
   return real.of_source(source, f"{split} split of the run, data.holdout={data.holdout}")
 
 
+def references(workdir) -> pathlib.Path:
+  """Where a workdir keeps what was measured of real images."""
+  return pathlib.Path(workdir) / "references"
+
+
 def extractor(inception: str = "") -> features.Extractor:
   """Inception's features, of the weights in a file, or VGG16's.
 
@@ -112,7 +117,7 @@ def drawn_labels(
 
 
 def fidelity(
-  predict, mode: str, n: int, meta: dict, stride: int, known: real.Real, extract, seed: int
+  predict, mode: str, n: int, meta: dict, stride: int, known: real.Real, extract, seed: int, workdir
 ) -> tuple[generation.Generation, dict]:
   """The evaluator of n drawn pictures, and what the card says of their classes.
 
@@ -125,6 +130,7 @@ def fidelity(
     known: what they are compared with.
     extract: makes features of both.
     seed: of classes and of KID's subsets.
+    workdir: keeps what is measured of `known`.
   """
   classes = tuple(meta["classes"]["children"])
   label = drawn_labels(mode, n, classes, known, seed)
@@ -133,7 +139,8 @@ def fidelity(
     counts = np.bincount(label, minlength=len(classes)).tolist()
     facts |= {"classes": len(classes), "per_class": [min(counts), max(counts)]}
   index, grains = balance.numbers(label, stride), len(meta["factors"])
-  ask = generation.Generation(predict, label, index, known, extract, grains, seed)
+  kept = references(workdir)
+  ask = generation.Generation(predict, label, index, known, extract, grains, seed, kept)
   return ask, facts
 
 

@@ -110,7 +110,7 @@ def _fidelity(task: Task, config, workdir, how):
 
   extract = evaluation.extractor(how.inception)
   ask, classes = evaluation.fidelity(
-    predict, how.labels, how.num, task.meta, stride, known, extract, config.seed
+    predict, how.labels, how.num, task.meta, stride, known, extract, config.seed, workdir
   )
 
   def run(params, frozen, step):

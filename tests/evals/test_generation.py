@@ -1,5 +1,7 @@
 """Drawing in pieces: every row once, features as of the whole, pictures of rows spread evenly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,18 @@ def test_pieces_are_scored_as_the_whole(images, extract, monkeypatch):
   np.testing.assert_array_equal(found.pictures["fine regions"], grids.grid(shown))  # all of grain 0
   np.testing.assert_array_equal(found.pictures["real"], grids.grid(images[N + np.array([0, 3, 6])]))
   assert ask(np.uint8(9)).metrics != found.metrics
+
+
+def test_real_images_are_seen_once_and_remembered_in_a_file(images, extract, tmp_path):
+  take = lambda params, label, index: (images[index], None)
+  place, real, found = np.arange(N), known(images), []
+  for read in (real.read, None):  # the second time nobody can read them
+    side = dataclasses.replace(real, read=read or (lambda at: real.read(at[:0])))
+    ask = generation.Generation(take, place, place, side, extract, 1, folder=tmp_path / "kept")
+    found.append(fidelity.score(images[:N], ask.reference, extract, ""))
+  assert found[0] == found[1]
+  (kept,) = (tmp_path / "kept").iterdir()
+  assert kept.name.startswith(f"f00d_{N}_{extract.trunk}_{extract.weights}")
 
 
 def test_without_maps_no_regions_are_shown(images, extract):

@@ -25,6 +25,18 @@ def test_what_is_written_comes_back(tmp_path):
   assert os.listdir(path.parent) == ["a.npz"]  # nothing half written beside it
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_a_mapped_array_stays_on_disk_where_the_file_packs_nothing(tmp_path, save):
+  x = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+  save(tmp_path / "a.npz", before=np.arange(7), arr_0=x, turned=np.asfortranarray(x[0]))
+  for name, want in (("arr_0", x), ("turned", x[0])):
+    got = npz.mapped(tmp_path / "a.npz", name)
+    np.testing.assert_array_equal(got, want)
+    assert (got.dtype, isinstance(got, np.memmap)) == (np.uint8, save is np.savez)
+  with pytest.raises(UserError, match="has no arr_1 but arr_0, before, turned"):
+    npz.mapped(tmp_path / "a.npz", "arr_1")
+
+
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
   path = tmp_path / "a.npz"
   npz.write(path, {"mu": np.arange(3.0)})
