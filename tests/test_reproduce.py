@@ -1,6 +1,6 @@
 """A paper's comparison: what its command leaves and skips, and how its table reads."""
 
-import dataclasses
+import importlib
 import json
 import pathlib
 
@@ -149,12 +149,11 @@ def test_the_discriminant_finds_the_classes_it_was_shown_the_spread_of():
 
 @pytest.mark.all
 def test_a_finished_comparison_is_printed_and_not_repeated(tmp_path, monkeypatch, capsys):
-  reproduce = benchmark_module.load("reproduce")
-  paper = reproduce.PAPERS["efdit"]
-  one = {"Pro": paper.factors["Pro"]}
-  paper = dataclasses.replace(paper, factors=one, shown=((), ("Pro",)))
-  monkeypatch.setitem(reproduce.PAPERS, "efdit", paper)
   monkeypatch.syspath_prepend(str(ROOT))
+  reproduce = benchmark_module.load("reproduce")
+  study = importlib.import_module("benchmarks.efdit_study").Study
+  monkeypatch.setattr(study, "factors", {"Pro": study.factors["Pro"]})
+  monkeypatch.setattr(study, "shown", ((), ("Pro",)))
   images = tiny_images.write(tmp_path / "images", per_class=10)
   out = tmp_path / "out"
   words = ["--paper=efdit", "--tiny", f"--out={out}", f"--workdir={tmp_path / 'work'}", "--seeds=3"]
