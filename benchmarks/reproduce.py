@@ -1,10 +1,12 @@
 """A paper's comparison at a size for the machine at hand: trains, samples, scores, prints a table.
 
   python benchmarks/reproduce.py --paper=efdit --data=FOLDER [--workdir=DIR] [--seeds=0,1,2]
+  python benchmarks/reproduce.py --paper=d2it [--workdir=DIR] [--only=maps] [--seeds=0,1,2]
 
 `efdit`: one base that is shown superclasses alone, then the 2^3 fine-tunes {TE, HRIG, ProAttention}
-from it (benchmarks/efdit_study.py). Every run draws as many pictures as there are held-out ones,
-of the same classes, and is scored against those.
+from it (benchmarks/efdit_study.py). `d2it`: DiT on coarse and on fine codes, D2iT, and D2iT with
+other grain maps, depths, shares and losses (benchmarks/d2it_study.py). Every run draws as many
+pictures as there are held-out ones, of the same classes, and is scored against those.
 
 A finished run leaves a JSON file in --out and is not repeated; with all of them there, only the
 table is printed. A kept --workdir resumes what was interrupted. The same command twice, with one
@@ -21,9 +23,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def main(words=None) -> None:
-  from benchmarks import efdit_study
+  from benchmarks import d2it_study, efdit_study
 
-  papers = {"efdit": efdit_study.Study}
+  papers = {"efdit": efdit_study.Study, "d2it": d2it_study.Study}
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--paper", required=True, choices=sorted(papers))
   parser.add_argument("--data", default="", help="an image folder, root/superclass/class/*")
@@ -31,7 +33,7 @@ def main(words=None) -> None:
   parser.add_argument("--workdir", default="", help="kept, and resumed; default: a temporary one")
   parser.add_argument("--seeds", default="0,1,2")
   parser.add_argument("--only", default="", help="comparisons of the paper, with commas")
-  parser.add_argument("--grid", default="", help="a PNG of pictures")
+  parser.add_argument("--grid", default="", help="a PNG of pictures; of d2it one a comparison")
   parser.add_argument("--tiny", action="store_true", help="the recipe's :tiny, to try the command")
   args = parser.parse_args(words)
 
