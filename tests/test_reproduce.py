@@ -147,6 +147,21 @@ def test_the_discriminant_finds_the_classes_it_was_shown_the_spread_of():
   assert np.mean(nearer == labels) < 0.75
 
 
+def test_the_records_of_the_repository_are_of_its_recipes_and_print_their_table(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.syspath_prepend(str(ROOT))
+  study = importlib.import_module("benchmarks.efdit_study").Study("", tmp_path, False)
+  records = study.done((0, 1, 2), ROOT / "benchmarks" / "results" / "efdit")
+  assert len(records) == 2 + 3 * 10
+  study.print_table(records)
+  lines = capsys.readouterr().out.splitlines()
+  (cell,) = (line.split() for line in lines if line.startswith("TE+HRIG+Pro"))
+  assert cell[1:4] == ["3", "680.90", "(10.81)"]  # as docs/reproduction.md has them
+  readings = {line.split()[0]: line.rpartition(": ")[2] for line in lines[-3:]}
+  assert readings == {"TE": "better", "HRIG": "not resolved", "Pro": "worse"}
+
+
 @pytest.mark.all
 def test_a_finished_comparison_is_printed_and_not_repeated(tmp_path, monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))

@@ -9,8 +9,10 @@ import pytest
 import tiny_images
 from test_end_to_end import compile_once, one_device  # noqa: F401
 
+from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.sampling import grain_source
+from dit_jax.tasks import sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -89,6 +91,23 @@ def test_shuffled_maps_keep_their_shares_and_random_ones_only_the_mean(bench):
   agree = lambda m: np.mean(m[:, :, 1:] == m[:, :, :-1])
   assert agree(maps) == 1
   assert 0.5 < agree(other) < 0.8  # neighbours know the image's share, and no more
+
+
+@pytest.mark.parametrize(
+  ("fine", "stages", "factors", "patch"),
+  [("0", ("dvae", "dit"), (8,), 1), ("0.3", ("dvae", "dgt", "dct"), (4, 8), 0),
+   ("1", ("dvae", "dit"), (4,), 2)],
+)  # fmt: skip
+def test_the_recipe_has_64_tokens_at_every_share(fine, stages, factors, patch):
+  c = configs.load(ROOT / "configs" / "d2it_emoji.py", f"fine={fine}")
+  assert (c.stages, c.dvae.model.factors) == (stages, factors)
+  assert sizes.tokens(c)["base"] == 64
+  assert not patch or c.dit.model.patch == patch
+
+
+def test_a_share_is_a_share():
+  with pytest.raises(UserError, match=r"fine=1\.5 must be a share"):
+    configs.load(ROOT / "configs" / "d2it_emoji.py", "fine=1.5")
 
 
 @pytest.fixture(scope="module")
