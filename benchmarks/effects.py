@@ -119,15 +119,20 @@ def mean_and_sd(values: list[float | None]) -> str:
   return f"{np.mean(values):10.2f} {sd:7s}"
 
 
-def print_table(records: list[dict], factors: tuple[str, ...]) -> None:
-  """Rows as mean and sd over seeds, then the effects and how they read."""
+def print_rows(records: list[dict], title: str, last) -> None:
+  """The rows as mean and sd over seeds; `last`: records of a row -> its last column, titled."""
   head = "".join(f"{name:>10s}{'':8s}" for name in (*METRICS, "class %", "superclass %"))
-  print(f"\n{'n = ' + str(records[0]['card']['n']):16s} seeds{head}HRIG's strength")
+  print(f"\n{'n = ' + str(records[0]['card']['n']):16s} seeds{head}{title}")
   for name in dict.fromkeys(r["row"] for r in records):
     rows = [r for r in records if r["row"] == name]
     shown = "".join(mean_and_sd([numbers(r).get(m) for r in rows]) for m in METRICS + LABELS)
-    strength = " ".join(f"{r['hrig']['strength']}" for r in rows if "hrig" in r)
-    print(f"{name:16s} {len(rows):5d}{shown}{strength}".rstrip())
+    print(f"{name:16s} {len(rows):5d}{shown}{last(rows)}".rstrip())
+
+
+def print_table(records: list[dict], factors: tuple[str, ...]) -> None:
+  """Rows as mean and sd over seeds, then the effects and how they read."""
+  strength = lambda rows: " ".join(f"{r['hrig']['strength']}" for r in rows if "hrig" in r)
+  print_rows(records, "HRIG's strength", strength)
   resolution = resolution_of(records)
   print(
     f"\neffects: cells with a factor less cells without it, by seed; VGG-FD {resolution:.1f} is"

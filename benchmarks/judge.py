@@ -36,14 +36,13 @@ class Judge:
 
   Args:
     train, held: sources of the two splits.
-    name: of the data, for the card.
+    described: the reference in words, for the card.
   """
 
-  def __init__(self, train, held, name: str):
+  def __init__(self, train, held, described: str):
     from dit_jax.evals import features
 
-    self.held = held
-    self.words = f"{name}, every 5th held out, {held.fingerprint}"
+    self.held, self.words = held, described
     self.extract = features.Extractor("vgg16")
     self.reference = self.extract(images_of(held))
     self.classify = Discriminant(self.extract(images_of(train)).values, train.labels)

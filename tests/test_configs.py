@@ -18,6 +18,7 @@ FOLDER = pathlib.Path(__file__).resolve().parents[1] / "configs"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 VARIANTS = [f"{name}.py{arg}" for name in NAMES for arg in ("", ":tiny")]
 VARIANTS += ["demo.py:all", "demo.py:all,tiny", "d2it_xl.py:variant=XL9,flow"]
+VARIANTS += ["d2it_emoji.py:fine=0", "d2it_emoji.py:fine=1,tiny"]
 VARIANTS += ["d2it_xl.py:grains=3", "d2it_xl.py:grains=3,flow,tiny", "d2it_xl_512.py:grains=3"]
 STAGE = {"model", "optim", "batch_size", "accum", "total_steps", "ema_decay", "every"}
 

