@@ -9,6 +9,7 @@ draws nothing: it doubles a picture, or those of a folder, by the stage superres
 """
 
 import functools
+import json
 import pathlib
 import secrets
 import sys
@@ -20,7 +21,7 @@ from dit_jax.core import cli
 from dit_jax.core.errors import UserError
 from dit_jax.sampling import flags as sampling_flags
 from dit_jax.sampling import generate, grain_source, grids, superres
-from dit_jax.tasks import doubled, restored
+from dit_jax.tasks import doubled, evaluation, restored
 from dit_jax.tasks import superres as superres_task
 
 FLAGS = flags.FlagValues()
@@ -66,7 +67,9 @@ _IMAGES = flags.DEFINE_string(
   flag_values=FLAGS,
 )
 _OUT = flags.DEFINE_string("out", "", "Default: samples.png in the workdir.", flag_values=FLAGS)
-_NPZ = flags.DEFINE_string("npz", "", "Also uint8 arrays here (arr_0).", flag_values=FLAGS)
+_NPZ = flags.DEFINE_string(
+  "npz", "", "Also uint8 arrays here (arr_0), and how they were made.", flag_values=FLAGS
+)
 
 
 def main():
@@ -111,12 +114,21 @@ def main():
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
     pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains)
+    card = json.dumps(_card(run, settings, seed), indent=2)
+    np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains, card=card)
   _say(
     f"{len(images)} pictures of {len(labels)} classes ({', '.join(names[:5])}"
     f"{', ...' if len(names) > 5 else ''}), seed {seed}, {settings.steps} steps, guidance "
     f"{settings.guidance}, {settings.stepper}: {out}"
   )
+
+
+def _card(run, settings: generate.Settings, seed: int) -> dict:
+  """What has to be known to draw the same pictures again."""
+  stage = restored.content_stage(run.config)
+  facts = evaluation.facts_of_drawing(run.config, stage, run.params, run.meta, settings)
+  facts |= {"superres": _SUPERRES.value} if _SUPERRES.value else {}
+  return {"stage": stage, "step": run.step, "seed": seed, "grain": _GRAIN.value} | facts
 
 
 def _double() -> None:

@@ -1,5 +1,6 @@
 """`sample` draws from a workdir that `main` trained: names, numbers, grain maps, files."""
 
+import json
 import os
 import pathlib
 import re
@@ -109,7 +110,10 @@ def everything(workdir, tmp_path_factory, compiled_once):
 
 
 def test_npz(everything):
-  assert set(everything) == {"arr_0", "label", "index", "grains"}
+  assert set(everything) == {"arr_0", "label", "index", "grains", "card"}
+  card = json.loads(str(everything["card"]))
+  assert (card["stage"], card["seed"], card["sampling"]["steps"]) == ("dct", 0, 4)
+  assert set(card["checkpoint"]) == {"ema", "ema_decay", "autoencoder", "dgt"}
   pictures, grains = everything["arr_0"], everything["grains"]
   assert (pictures.shape, pictures.dtype) == ((12, SIZE, SIZE, 3), np.uint8)
   assert (grains.shape, set(np.unique(grains))) == ((12, 4, 4), {0, 1})
