@@ -1,8 +1,6 @@
 """One loop for every stage: stages in order, each resumed from its last checkpoint.
 
-    train_and_evaluate(config, workdir)
-
-is what `python -m dit_jax.main` calls, and notebooks and tests too.
+`train_and_evaluate(config, workdir)` is what `dit_jax.main`, notebooks and tests call.
 """
 
 import contextlib
@@ -24,6 +22,7 @@ from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.core.writer import Writer
 from dit_jax.data import sources
+from dit_jax.evals import report
 from dit_jax.sampling import grids
 from dit_jax.tasks import autoencoder, base, dct, hrig, labels, sizes, timed
 from dit_jax.tasks.task import Task, Timed
@@ -76,8 +75,9 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
       continue
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
     train_stage(timed.attached(task, config, workdir), config, folder, mesh)
+    _page(workdir)
     _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
-  _say(f"everything is in {workdir}: checkpoints, metrics.jsonl and previews of each stage")
+  _say(f"everything is in {workdir}: checkpoints, metrics, previews of each stage; {report.PAGE}")
 
 
 def check_recipe(config, stage: str = "", devices=None):
@@ -310,6 +310,14 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
   if jax.process_index() == 0:
     grids.save_png(folder / "previews" / f"step_{now:08d}.png", picture)
     writer.write_images(now, {"preview": picture})
+  _page(folder.parent)
+
+
+def _page(workdir: pathlib.Path) -> None:
+  """The run's page, of what its folder holds now."""
+  if jax.process_index() == 0:
+    with contextlib.suppress(OSError):  # of a full disk, which the writer of metrics tells
+      report.of_workdir(workdir)
 
 
 def _evaluate(evaluator: Timed, train_state, now: int, writer: Writer) -> None:

@@ -197,7 +197,10 @@ def crash():
 
 def test_a_run_leaves_what_it_promises(straight, images):
   found = {path.name for path in straight.iterdir()}
-  assert found == {"config.json", "entropies.npz", "latents", *STAGES}
+  assert found == {"config.json", "entropies.npz", "latents", "report.html", *STAGES}
+  page = (straight / "report.html").read_text()
+  assert all(f"{name}</" in page for name in STAGES)
+  assert "no JSON" not in page
   want = recipe(images)
   for name in STAGES:
     want[name].every.preview = STEPS
