@@ -38,9 +38,13 @@ def ordering(records: list[dict], lower: str, higher: str) -> Ordering:
 
 
 def place_between(records: list[dict], name: str, low: str, high: str) -> dict[str, list[float]]:
-  """Where a row lies between two others, seed by seed: 0 at `low`, 1 at `high`."""
+  """Where a row lies between two others, seed by seed: 0 at `low`, 1 at `high`.
+
+  NaN where `high` is not above `low`: there is no scale then.
+  """
   to_low, whole = (ordering(records, *pair).by_seed for pair in ((name, low), (high, low)))
-  return {m: [a / b for a, b in zip(to_low[m], whole[m], strict=True)] for m in effects.METRICS}
+  place = lambda a, b: a / b if b > 0 else float("nan")
+  return {m: list(map(place, to_low[m], whole[m])) for m in effects.METRICS}
 
 
 def line(found: Ordering) -> str:

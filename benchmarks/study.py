@@ -97,6 +97,8 @@ class Runs:
       return None
     record = json.loads(path.read_text())
     effects.refuse_other(path, record, run.config)
+    if self.data and self.source("heldout").fingerprint not in record["card"]["reference"]:
+      raise UserError(f"{path} is of other images than --data={self.data}; choose another --out.")
     return record
 
   def _make(self, run: Run, path: pathlib.Path) -> None:

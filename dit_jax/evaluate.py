@@ -98,7 +98,7 @@ def of_drawn(workdir: pathlib.Path) -> pathlib.Path:
   settings, stage = run.settings(**_settings()), restored.content_stage(run.config)
   known, own = _real(run.config, stage), _REFERENCE.value in evaluation.SPLITS
   num = _NUM.value or (len(known) if _REFERENCE.value == "heldout" else 10_000)
-  kept = []
+  kept = {}
   draw = evaluation.drawing(run.models, settings, _SEED.value, _BATCH.value)
   ask, classes = evaluation.fidelity(
     _watched(draw, num, kept if _NPZ.value else None),
@@ -114,10 +114,9 @@ def of_drawn(workdir: pathlib.Path) -> pathlib.Path:
   facts = evaluation.facts_of_drawing(run.config, stage, run.params, run.meta, settings) | classes
   _, folder = evaluation.answer(workdir, ask, run.params, stage, run.step, facts)
   if _NPZ.value:
-    images, grains = (np.concatenate(x) for x in zip(*kept, strict=True))
     card = (folder / "card.json").read_text(encoding="utf-8")
     pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(_NPZ.value, arr_0=images, label=ask.label, index=ask.index, grains=grains, card=card)
+    np.savez(_NPZ.value, **kept, label=ask.label, index=ask.index, card=card)
   return folder
 
 
@@ -202,24 +201,27 @@ def _real(config, stage: str) -> real.Real:
 def _card_in(array: np.ndarray):
   """The card that `--npz` left in a file."""
   try:
-    return json.loads(str(array))
+    return json.loads(str(array), parse_constant=lambda name: None)  # NaN is no JSON
   except json.JSONDecodeError as e:
     raise UserError(f"--samples={_SAMPLES.value} has a card that is no JSON; take it out.") from e
 
 
-def _watched(draw, num: int, kept: list | None):
+def _watched(draw, num: int, kept: dict | None):
   """The same predict function, which shows how far it is, and keeps what it draws where asked."""
   progress = clock.Progress(-(-num // real.CHUNK), real.CHUNK, label="evaluate")
-  done = 0
+  done = at = 0
 
   def predict(params, label, index):
-    nonlocal done
+    nonlocal done, at
     drawn = draw(params, label, index)
-    done += 1
+    done, at = done + 1, at + len(label)
     progress.tick(done)
     progress.report(done, {})
-    if kept is not None:
-      kept.append(drawn)
+    if kept is not None:  # in place: 50,000 images fit into memory once
+      for name, rows in zip(("arr_0", "grains"), drawn, strict=True):
+        if name not in kept:
+          kept[name] = np.empty((num, *rows.shape[1:]), rows.dtype)
+        kept[name][at - len(label) : at] = rows
     return drawn
 
   return predict

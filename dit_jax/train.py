@@ -316,8 +316,7 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
 def _page(workdir: pathlib.Path) -> None:
   """The run's page, of what its folder holds now."""
   if jax.process_index() == 0:
-    with contextlib.suppress(OSError):  # of a full disk, which the writer of metrics tells
-      report.of_workdir(workdir)
+    report.refresh(workdir)
 
 
 def _evaluate(evaluator: Timed, train_state, now: int, writer: Writer) -> None:

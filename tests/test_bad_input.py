@@ -144,7 +144,7 @@ WORDS = [
   ("sample", (), "--workdir=DIR is needed"),
   ("sample", ("--workdir=run", "--num=0"), "num"),
   ("sample", ("--workdir=run", "--steps=ten"), "steps"),
-  ("sample", ("--workdir=run", "--seed=-1"), "seed"),
+  ("sample", ("--workdir=run", "--seed=-2"), "seed"),
   ("sample", ("--workdir=run", "--classs=finch"), "Did you mean: classes"),
   ("sample", ("--workdir=run", "--grain=fine"), "--grain=fine is unknown"),
   ("sample", ("--workdir=run", "--grain=entropy-of"), "--grain=entropy-of is unknown"),

@@ -9,6 +9,7 @@ config and no checkpoint: who builds it says in the card where the weights come 
 import itertools
 import json
 import math
+import os
 import pathlib
 import re
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -70,10 +71,10 @@ def keep(workdir, name: str, stage: str, step: int, found: Evaluation) -> pathli
     old.unlink()
   for number, (title, picture) in enumerate(found.pictures.items(), 1):
     grids.save_png(folder / f"{number:02d}_{re.sub('[^a-z0-9]+', '_', title)}.png", picture)
-  temporary = folder / "card.tmp"
+  temporary = folder / f"card.{os.getpid()}.tmp"
   temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
   temporary.replace(folder / "card.json")
-  report.of_workdir(workdir)
+  report.refresh(workdir)
   return folder
 
 
@@ -85,5 +86,9 @@ def _folder(path: pathlib.Path, card: dict) -> pathlib.Path:
     old = folder / "card.json"
     if not old.exists():
       return folder
-    if conditions(json.loads(old.read_text(encoding="utf-8"))) == conditions(card):
+    try:
+      known = json.loads(old.read_text(encoding="utf-8"))
+    except ValueError:  # torn by somebody: not ours to write over
+      continue
+    if conditions(known) == conditions(card):
       return folder

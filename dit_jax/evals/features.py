@@ -129,10 +129,14 @@ class Extractor:
       raise UserError("scoring takes uint8 images [n, s, s, 3], these are none; check the set.")
     made.append(_on_host(*pending))
     parts = {name: np.concatenate([part[name] for part in made]) for name in made[0]}
-    seen = inception.SIZE if self.trunk == "inception" else self.eval_size or size
+    seen = self.seen(size)
     return Features(
       trunk=self.trunk, weights=self.weights, image_size=size, eval_size=seen, **parts
     )
+
+  def seen(self, image_size: int) -> int:
+    """Pixels a side that the trunk sees of images of a size."""
+    return inception.SIZE if self.trunk == "inception" else self.eval_size or image_size
 
   def _program(self, count: int) -> Callable:
     """A function of up to `batch` images for each of the first `count` devices."""

@@ -92,12 +92,7 @@ def score(
       does not take.
   """
   x, y = (a if isinstance(a, Features | Reference) else extract(a) for a in (images, reference))
-  for field in ("trunk", "weights", "eval_size"):
-    if getattr(x, field) != getattr(y, field):
-      raise UserError(
-        f"{field} of the images is {getattr(x, field)!r} and of the reference "
-        f"{getattr(y, field)!r}; make both features with one extractor."
-      )
+  refuse_other_kind(x.trunk, x.weights, x.eval_size, y)
   features = y.values if isinstance(y, Features) else y.features
   compared = y.n if features is None else len(features)
   if len(x) < SMALLEST_N or (features is not None and compared < SMALLEST_N):
@@ -156,6 +151,18 @@ def _measure(x: Features, y: Reference, seed: int) -> tuple[dict[str, float], di
 def _distance(values: np.ndarray, mu: np.ndarray, sigma: np.ndarray) -> float:
   x = Moments.of(values)
   return frechet.between(x.mean, x.covariance, mu, sigma)
+
+
+def refuse_other_kind(
+  trunk: str, weights: str, eval_size: int, reference: Features | Reference
+) -> None:
+  """Raises UserError where features made so cannot be compared with a reference."""
+  for field, ours in (("trunk", trunk), ("weights", weights), ("eval_size", eval_size)):
+    if ours != (theirs := getattr(reference, field)):
+      raise UserError(
+        f"{field} of the images is {ours!r} and of the reference {theirs!r}; make both features "
+        "with one extractor."
+      )
 
 
 def refuse_mixture(rows: Mapping[str, Card]) -> None:

@@ -62,10 +62,11 @@ class Generation:
     if not self.folder:
       return make()
     e = self.extract
-    known_by = (self.real.fingerprint, len(self.real), e.trunk, e.weights, e.eval_size)
+    known_by = (self.real.content_hash(), e.trunk, e.weights, e.eval_size)
     return reference.cached(pathlib.Path(self.folder, f"{'_'.join(map(str, known_by))}.npz"), make)
 
   def __call__(self, params) -> Evaluation:
+    self._refuse_other_kind()  # before hours of drawing
     shown, maps, shown_maps = [], [], []
     places = balance.spread(len(self.label), min(SHOWN, len(self.label)))
 
@@ -93,6 +94,15 @@ class Generation:
       beside = self.real.read(balance.spread(len(self.real), min(SHOWN, len(self.real))))
       pictures["real"] = grids.grid(beside)
     return Evaluation(facts.pop("metrics"), facts, pictures)
+
+  def _refuse_other_kind(self) -> None:
+    e, size = self.extract, self.real.image_size
+    fidelity.refuse_other_kind(e.trunk, e.weights, e.seen(size), self.reference)
+    if self.reference.image_size not in (0, size):  # 0: a file that does not say
+      raise UserError(
+        f"{self.real.words} is of images of {self.reference.image_size} px and the run is of "
+        f"{size} px; give a reference of images that are as large."
+      )
 
 
 def refuse_few(n: int, reference_n: int) -> None:

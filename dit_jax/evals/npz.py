@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import pathlib
 import zipfile
 import zlib
@@ -96,7 +97,7 @@ def write(path, arrays: dict[str, np.ndarray]) -> None:
   """An npz file in one move, so that a killed run leaves no half of one."""
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other commands may write it, too
   with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
     np.savez(file, **arrays)
   temporary.replace(path)

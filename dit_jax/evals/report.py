@@ -7,7 +7,9 @@ missing or torn is named on it.
 
 import datetime
 import json
+import os
 import pathlib
+import sys
 
 import dit_jax
 from dit_jax.core import config as configs
@@ -36,10 +38,18 @@ def of_workdir(workdir) -> pathlib.Path:
     notes=files.notes,
   )
   path = workdir / PAGE
-  temporary = path.with_name(path.name + ".tmp")
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other commands may write it, too
   temporary.write_text(page, encoding="utf-8", errors="replace")  # a file's name may be no text
   temporary.replace(path)
   return path
+
+
+def refresh(workdir) -> None:
+  """The page anew, in the midst of something dearer: what goes wrong costs a warning."""
+  try:
+    of_workdir(workdir)
+  except Exception as e:
+    print(f"warning: {PAGE} was not written ({type(e).__name__}: {e})", file=sys.stderr)
 
 
 def _template():

@@ -1,6 +1,7 @@
 """What stands on a run's page: its stages and its evaluations."""
 
 import itertools
+import json
 import pathlib
 import re
 from typing import NamedTuple
@@ -18,6 +19,16 @@ TITLES = {
   "superres": "super-resolution",
 }
 _FIRST = ("loss", "grad_norm")  # of a stage's curves
+# Of a card: metrics are compared where these are equal, n above all.
+_CONDITIONS = ("n", "image_size", "trunk", "weights", "eval_size", "reference")
+_CONDITIONS += ("reference_fingerprint", "reference_n", "labels", "seed", "sampling", "samples")
+_TOLD = {
+  "n": "n",
+  "sampler": "sampling.stepper",
+  "steps": "sampling.steps",
+  "guidance": "sampling.guidance",
+  "against": "reference",
+}
 
 
 class Stage(NamedTuple):
@@ -107,7 +118,10 @@ class Evaluation(NamedTuple):
     evaluator, stage, step: of its card.
     metrics: by name; None for what was not finite.
     facts: the rest of the card, pairs in words.
-    pictures: in the order of their numbers.
+    conditions: what of them has to be equal where metrics are compared, as JSON.
+    told: those that tell evaluations apart, in words.
+    pictures: in the order of their numbers; of the newest of a group alone, or a page of a long run
+      would weigh gigabytes.
   """
 
   folder: str
@@ -116,14 +130,17 @@ class Evaluation(NamedTuple):
   step: int
   metrics: dict[str, float | None]
   facts: list[tuple[str, str]]
+  conditions: str
+  told: str
   pictures: list[Picture]
 
 
 class Group(NamedTuple):
-  """Evaluations of one stage by one evaluator, oldest step first.
+  """Evaluations of one stage by one evaluator under equal conditions, oldest step first.
 
   Attributes:
     stage, evaluator: whose.
+    told: the conditions in words.
     names: of all their metrics.
     rows: the evaluations.
     curves: of metrics that several steps have.
@@ -131,27 +148,30 @@ class Group(NamedTuple):
 
   stage: str
   evaluator: str
+  told: str
   names: list[str]
   rows: list[Evaluation]
   curves: list[Curve]
 
 
 def evaluations(files: Files) -> list[Group]:
-  """Everything under evaluations/, by stage and evaluator."""
+  """Everything under evaluations/, by stage, evaluator and conditions."""
   found = [_evaluation(files, folder) for folder in files.folders(files.root / "evaluations")]
-  whose = lambda e: (e.stage, e.evaluator)
+  whose = lambda e: (e.stage, e.evaluator, e.conditions)
   found.sort(key=lambda e: (*whose(e), e.step, e.folder))
-  return [_group(*who, list(rows)) for who, rows in itertools.groupby(found, whose)]
+  return [_group(files, list(rows)) for _, rows in itertools.groupby(found, whose)]
 
 
-def _group(stage: str, evaluator: str, rows: list[Evaluation]) -> Group:
+def _group(files: Files, rows: list[Evaluation]) -> Group:
+  newest = rows[-1]
+  rows = [*rows[:-1], newest._replace(pictures=_pictures(files, newest.folder))]
   names = list(dict.fromkeys(name for row in rows for name in row.metrics))
   found = []
   for name in names:
     series = {e.step: x for e in rows if (x := e.metrics.get(name)) is not None}
     if len(series) > 1:
       found.append(curves.curve(name, series, dots=True))
-  return Group(stage, evaluator, names, rows, found)
+  return Group(newest.stage, newest.evaluator, newest.told, names, rows, found)
 
 
 def _evaluation(files: Files, folder: pathlib.Path) -> Evaluation:
@@ -159,8 +179,7 @@ def _evaluation(files: Files, folder: pathlib.Path) -> Evaluation:
   metrics = card.pop("metrics", None)
   metrics = metrics if isinstance(metrics, dict) else {}
   evaluator, stage, step = (card.pop(key, None) for key in ("evaluator", "stage", "step"))
-  paths = run_files.numbered(folder, r"(\d+)_.+\.png").values()
-  pictures = [files.picture(p, p.stem.partition("_")[2].replace("_", " ")) for p in paths]
+  told = [(name, at(card, path)) for name, path in _TOLD.items()]
   return Evaluation(
     folder=folder.name,
     evaluator=shown(evaluator) if evaluator else "unknown evaluator",
@@ -168,5 +187,13 @@ def _evaluation(files: Files, folder: pathlib.Path) -> Evaluation:
     step=int(step) if run_files.is_number(step) else 0,
     metrics={name: x if run_files.is_number(x) else None for name, x in metrics.items()},
     facts=list(flat(card)),
-    pictures=[picture for picture in pictures if picture],
+    conditions=json.dumps([card.get(key) for key in _CONDITIONS], sort_keys=True),
+    told=", ".join(f"{name} {value}" for name, value in listed(*told)),
+    pictures=[],
   )
+
+
+def _pictures(files: Files, name: str) -> list[Picture]:
+  paths = run_files.numbered(files.root / "evaluations" / name, r"(\d+)_.+\.png").values()
+  pictures = [files.picture(p, p.stem.partition("_")[2].replace("_", " ")) for p in paths]
+  return [picture for picture in pictures if picture]

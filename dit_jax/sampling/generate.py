@@ -99,9 +99,8 @@ class Settings:
       if not math.isfinite(getattr(self, name)):
         raise UserError(f"{name}={getattr(self, name)} must be a number; 1 means no guidance.")
     object.__setattr__(self, "guidance_interval", tuple(map(float, self.guidance_interval)))
-    if (
-      len(self.guidance_interval) != 2 or not self.guidance_interval[0] <= self.guidance_interval[1]
-    ):
+    ends = self.guidance_interval
+    if len(ends) != 2 or not -math.inf < ends[0] <= ends[1] < math.inf:
       raise UserError(
         f"guidance_interval={self.guidance_interval} must be two model times, first the lower; "
         f"{guidance_.ALWAYS} is always."

@@ -8,12 +8,14 @@ last layer) is read, too.
 import os
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 
 from dit_jax.core.errors import UserError
 from dit_jax.weights import rename, torch_file, torch_legacy
 
+DAMAGE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, NotImplementedError)
 LEAVES = {  # of a layer, and how it lies there
   "kernel": ("conv.weight", rename.CONV),
   "scale": ("bn.weight", rename.SAME),
@@ -86,5 +88,12 @@ def _read_npz(path) -> dict[str, np.ndarray]:
     raise UserError(f"{name} cannot be read ({e.strerror or e}); check the path.") from e
   except UserError:
     raise
-  except (ValueError, EOFError, zipfile.BadZipFile, MemoryError, NotImplementedError) as e:
+  except (
+    ValueError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+    MemoryError,
+    NotImplementedError,
+  ) as e:
     raise UserError(f"{name} is not a whole .npz of arrays ({e}); download it again.") from e

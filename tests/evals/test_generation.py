@@ -55,16 +55,34 @@ def test_pieces_are_scored_as_the_whole(images, extract, monkeypatch):
   assert ask(np.uint8(9)).metrics != found.metrics
 
 
-def test_real_images_are_seen_once_and_remembered_in_a_file(images, extract, tmp_path):
+def test_real_images_are_seen_by_the_trunk_once_and_remembered_by_their_pixels(
+  images, extract, tmp_path, monkeypatch
+):
   take = lambda params, label, index: (images[index], None)
-  place, real, found = np.arange(N), known(images), []
-  for read in (real.read, None):  # the second time nobody can read them
-    side = dataclasses.replace(real, read=read or (lambda at: real.read(at[:0])))
+  place, seen, found = np.arange(N), [], []
+  monkeypatch.setattr(features.Extractor, "stream", _counted(features.Extractor.stream, seen))
+  other = dataclasses.replace(known(images), read=lambda at: images[N:][at] ^ 1)  # by the same name
+  for side in (known(images), known(images), other):
     ask = generation.Generation(take, place, place, side, extract, 1, folder=tmp_path / "kept")
-    found.append(fidelity.score(images[:N], ask.reference, extract, ""))
-  assert found[0] == found[1]
-  (kept,) = (tmp_path / "kept").iterdir()
-  assert kept.name.startswith(f"f00d_{N}_{extract.trunk}_{extract.weights}")
+    found.append(ask.reference)
+  assert (len(seen), len(list((tmp_path / "kept").iterdir()))) == (2, 2)
+  np.testing.assert_array_equal(found[0].features, found[1].features)
+  assert (found[0].mu != found[2].mu).any()
+
+
+def _counted(stream, seen: list):
+  return lambda *args: seen.append(args) or stream(*args)
+
+
+def test_a_reference_of_another_kind_is_refused_before_anything_is_drawn(images, extract, tmp_path):
+  made = fidelity.Reference.of(extract(images[N:]), "of 32 px")
+  dataclasses.replace(made, image_size=64).save(tmp_path / "large.npz")
+  dataclasses.replace(made, trunk="inception").save(tmp_path / "other.npz")
+  for name, said in (("large", "of images of 64 px and the run is of 32"), ("other", "trunk of")):
+    side = dataclasses.replace(known(images), total=0, file=str(tmp_path / f"{name}.npz"))
+    ask = generation.Generation(None, np.zeros(N, int), np.arange(N), side, extract, 1)
+    with pytest.raises(UserError, match=said):
+      ask(None)
 
 
 def test_without_maps_no_regions_are_shown(images, extract):

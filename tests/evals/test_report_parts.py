@@ -70,18 +70,22 @@ def test_evaluations_are_grouped_by_stage_and_evaluator(files):
   assert dict(row.facts) == {
     "n": "8", "sampling.stepper": "ddim", "sampling.labels": "balanced",
   }  # fmt: skip
-  assert [p.title for p in row.pictures] == ["samples", "fine regions"]
+  assert [p.title for p in fidelity.rows[1].pictures] == ["samples", "fine regions"]
+  assert row.pictures == []  # a page of a hundred evaluations has those of the newest
+  assert fidelity.told == "n 8, sampler ddim"
   assert (reconstruction.stage, reconstruction.curves) == ("dvae", [])
   assert files.notes == []
 
 
-def test_two_evaluations_of_a_step_stand_side_by_side(files):
+def test_what_was_measured_otherwise_stands_apart(files):
+  """A distance of 8 pictures is not on one curve with one of 4."""
   again = files.root / "evaluations" / "dct_step_00000030_fidelity_2"
   again.mkdir()
-  card = dict(evaluator="fidelity", stage="dct", step=30, metrics={"VGG-FD": 49.0}, guidance=4)
-  (again / "card.json").write_text(json.dumps(card))
-  fidelity, _ = report_parts.evaluations(files)
-  assert [row.folder for row in fidelity.rows][1:] == [again.name.removesuffix("_2"), again.name]
+  card = json.loads((again.parent / again.name.removesuffix("_2") / "card.json").read_text())
+  for n, rows in ((4, [1, 2]), (8, [3])):
+    (again / "card.json").write_text(json.dumps(card | {"n": n}))
+    found = [group for group in report_parts.evaluations(files) if group.stage == "dct"]
+    assert [len(group.rows) for group in found] == rows
 
 
 @pytest.mark.parametrize(
