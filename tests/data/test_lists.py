@@ -126,6 +126,39 @@ def test_metadata_of_an_image_folder(root):
   assert held[0]["image"][0, 0, 0] > 170
 
 
+def with_metadata(root, **splits):
+  """Splits with a list each; {split: (columns of classes, rows of classes)}."""
+  for split, (head, classes) in splits.items():
+    (root / split).mkdir()
+    rows = []
+    for i, values in enumerate(classes):
+      Image.new("RGB", (8, 8)).save(root / split / f"{i}.png")
+      rows.append((f"{i}.png", *values))
+    written(root / split / "metadata.csv", ("file_name", *head), rows)
+  return config(root)
+
+
+def test_metadata_of_all_splits_names_one_set_of_classes(tmp_path):
+  numbers = {
+    n: (("label",), [(str(i),) for i in range(m)]) for n, m in (("train", 11), ("test", 10))
+  }
+  data = with_metadata(tmp_path, **numbers)
+  train, held = (sources.open_source(data, split) for split in ("train", "heldout"))
+  assert train.classes.children == held.classes.children == tuple(f"{i:02}" for i in range(11))
+  np.testing.assert_array_equal(train.labels, range(11))
+  np.testing.assert_array_equal(held.labels, range(10))
+
+
+@pytest.mark.parametrize("head", [("superclass", "label"), ("class",)])
+def test_metadata_of_splits_with_other_columns(tmp_path, head):
+  rows = [("bird", "owl")[-len(head) :]]
+  data = with_metadata(tmp_path, train=(("label",), [("owl",)]), test=(head, rows))
+  with pytest.raises(UserError, match=rf"columns of classes, label and {', '.join(head)}; name"):
+    sources.open_source(data)
+  data.split = "train"
+  assert sources.open_source(data).classes.children == ("owl",)
+
+
 def test_metadata_without_a_class_leaves_the_folders(tmp_path):
   (tmp_path / "owl").mkdir()
   Image.new("RGB", (8, 8)).save(tmp_path / "owl" / "1.png")
