@@ -154,6 +154,10 @@ class _Inside:
     """Bytes of a file by its normal path, 0 where there is none; None for what lies outside."""
     if name == "." or posixpath.isabs(name) or name.split("/")[0] == ".." or "\0" in name:
       return None
+    try:
+      os.fsencode(name)
+    except UnicodeEncodeError:  # no file can have half of a surrogate pair in its name
+      return 0
     path = os.path.join(self._root, name)
     folder = os.path.dirname(path)
     if folder not in self._folders:

@@ -104,6 +104,14 @@ def test_missing_and_broken_files_are_skipped_by_name(root):
   assert source.skipped == ["broken.png", "gone.png", "link.png"]
 
 
+def test_halves_of_surrogate_pairs_are_no_files_and_mended_classes(root):
+  rows = [*ROWS, ("\ud800.png", "\udfffowl", "bird"), ("x\ud800/1.png", "tit", "bird")]
+  source = sources.open_source(config(written(root / "list.jsonl", rows=rows)), "all")
+  assert source.classes.children == ("owl", "tit", "\ufffdowl", "fern")
+  assert len(list(source)) == 6
+  assert source.skipped == ["x\ufffd/1.png", "\ufffd.png"]
+
+
 def test_a_taxonomy_goes_over_a_flat_list(root):
   (root / "taxa.csv").write_text("class,kind\nowl,bird\ntit,bird\nfern,plant\n")
   path = written(root / "list.csv", HEAD[:2], [row[:2] for row in ROWS])
