@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import layout
+from dit_jax.data import edm, layout, lists, splits
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import BrokenImage, ImageFile
 
@@ -60,15 +60,15 @@ def named(where: str, members: Iterable[tuple[str, object]]) -> Iterator[tuple[s
   for count, (name, member) in enumerate(members):
     if count >= MAX_MEMBERS:
       raise UserError(f"{where!r} has more than {MAX_MEMBERS:,} members; split it.")
-    clean = name.removeprefix("./")
-    _refuse_hostile(where, clean)
-    parts = clean.split("/")
-    if any(map(layout.is_stray, parts)) or not layout.is_image(clean):
+    short = clean(name)
+    _refuse_hostile(where, short)
+    parts = short.split("/")
+    if any(map(layout.is_stray, parts)) or not layout.is_image(short):
       continue
-    if clean in seen:
-      raise UserError(f"{where!r} holds {printable(clean)!r} twice; pack it anew, each image once.")
-    seen.add(clean)
-    yield name, clean, member
+    if short in seen:
+      raise UserError(f"{where!r} holds {printable(short)!r} twice; pack it anew, each image once.")
+    seen.add(short)
+    yield name, short, member
 
 
 def _refuse_hostile(where: str, name: str) -> None:
@@ -88,6 +88,34 @@ def refuse_large(size: int) -> None:
   """Raises BrokenImage for a member that says it has more than MAX_BYTES."""
   if size > MAX_BYTES:
     raise BrokenImage(f"it claims {size:,} bytes, more than {MAX_BYTES:,}")
+
+
+def clean(name: str) -> str:
+  """A member's name without a leading "./"."""
+  return name.removeprefix("./")
+
+
+def tells(name: str) -> bool:
+  """Whether a member of this name may tell the classes of the images beside it."""
+  return name.rsplit("/", 1)[-1] in (edm.NAME, *lists.METADATA)
+
+
+def refuse_told(where: str, told: Iterable[str], below: str, known: str = "") -> None:
+  """Raises UserError for a file that tells the classes and is not read in an archive.
+
+  Args:
+    where: the archive, for messages.
+    told: the names of such files, by `tells`.
+    below: the top folder that does not count, by `wrapper`.
+    known: the one that is read.
+  """
+  for name in sorted(told):
+    folder, _, base = name.removeprefix(below).rpartition("/")
+    if base != known and (not folder or (folder in splits.NAMES and base in lists.METADATA)):
+      raise UserError(
+        f"{where!r} holds {printable(name)!r}, which names the classes and is not read in such an "
+        "archive; unpack it, and give the folder."
+      )
 
 
 def wrapper(path: str, names: Iterable[str]) -> str:

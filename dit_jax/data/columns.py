@@ -59,7 +59,8 @@ def by_number(values: Iterable[int], names: Sequence[str], where: str) -> dict[i
   Args:
     values: the numbers that occur.
     names: by number, in which "/", which parts the levels of a path, becomes "-"; without any, the
-      numbers are the names. Names that all are numbers get leading zeros, which keep their order.
+      numbers are the names. Names that all are numbers get leading zeros, which keep their order,
+      unless two would read alike.
     where: what holds them, for messages.
 
   Raises:
@@ -83,12 +84,17 @@ def by_number(values: Iterable[int], names: Sequence[str], where: str) -> dict[i
 
 
 def by_text(values: Iterable[str]) -> dict[str, str]:
-  """Names of classes that a set knows by text: itself, with leading zeros if all are numbers."""
+  """Names of classes that a set knows by text: itself, with leading zeros if all are numbers.
+
+  "1" and "01" are two classes: beside such, every name stays as it is.
+  """
   values = list(set(values))
   return dict(zip(values, _padded(values), strict=True))
 
 
 def _padded(texts: Iterable[str]) -> list[str]:
   texts = list(texts)
-  width = max(map(len, texts), default=0) if all(text.isdecimal() for text in texts) else 0
-  return [text.zfill(width) for text in texts]
+  if not all(text.isdecimal() for text in texts):
+    return texts
+  padded = [text.zfill(max(map(len, texts))) for text in texts]
+  return padded if len(set(padded)) == len(texts) else texts

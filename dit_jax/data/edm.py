@@ -31,25 +31,28 @@ def text_in(folder: str) -> str | None:
     raise UserError(f"{printable(path)!r} cannot be read ({e}); mend the file.") from e
 
 
-def labelled(text: str | None, sizes: dict[str, int], where: str) -> list[ImageFile] | None:
+def labelled(
+  text: str | None, sizes: dict[str, int], where: str, below: str = ""
+) -> list[ImageFile] | None:
   """The images of a set under the classes of its dataset.json, sorted.
 
   Args:
     text: the file, None where there is none.
     sizes: bytes of every image that is there.
     where: the set, for messages.
+    below: what the names of its images begin with and those in the file do not, as "set/".
 
   Returns:
     None where there is no such file, or one of another kind. An image that it names and the set
     lacks has no bytes, and is skipped by its name when it is read.
 
   Raises:
-    UserError: an image has no label or two, or a label is no number.
+    UserError: the file is damaged, an image has no label or two, or a label is no number.
   """
   try:
     content = json.loads(text) if text is not None else None
-  except (ValueError, RecursionError):
-    return None
+  except (ValueError, RecursionError) as e:  # without it, folders that mean nothing were classes
+    raise UserError(f"{NAME} in {where!r} cannot be read ({e}); make it anew.") from e
   if not isinstance(content, dict) or "labels" not in content:
     return None
   what, labels = f"{NAME} in {where!r}", content["labels"]
@@ -60,7 +63,7 @@ def labelled(text: str | None, sizes: dict[str, int], where: str) -> list[ImageF
       f"{what} must have labels as [[file, number], ...] or null; others, as vectors, cannot be "
       "used."
     )
-  numbers = {name.removeprefix("./"): label for name, label in labels}
+  numbers = {below + name.removeprefix("./"): label for name, label in labels}
   if len(numbers) < len(labels) or any(".." in name.split("/") for name in numbers):
     raise UserError(f"{what} names one file twice, or one outside; make it anew.")
   if absent := sizes.keys() - numbers.keys():

@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import difflib
 import itertools
+import re
 import reprlib
 import unicodedata
 from collections import Counter
@@ -16,12 +17,16 @@ from collections.abc import Iterable
 
 from dit_jax.core.errors import UserError
 
+_HALVES = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")  # not those that stand for bytes
 ALL = "all"  # the word that asks for every class, and the superclass of a flat set
 
 
 def printable(name: str) -> str:
-  """A file system's name as text: composed Unicode, bytes that are no UTF-8 written as \\xNN."""
-  raw = name.encode("utf-8", "surrogateescape")
+  """A file system's name as text: composed Unicode, bytes that are no UTF-8 written as \\xNN.
+
+  Half of a surrogate pair, which JSON can write and no file has, becomes U+FFFD.
+  """
+  raw = _HALVES.sub("\ufffd", name).encode("utf-8", "surrogateescape")
   return unicodedata.normalize("NFC", raw.decode("utf-8", "backslashreplace"))
 
 

@@ -2,10 +2,11 @@
 
 root/super/sub/* (two levels, or more in the same way), root/sub/* (one superclass, named "all") and
 root/* (unconditional), on a disk or in an archive. Under top folders that are all named as splits
-are (data.splits), the layout begins one folder deeper.
+are (data.splits), the layout begins one folder deeper; those that only look so are refused.
 """
 
 import os
+import re
 from collections.abc import Iterable
 
 from dit_jax.core.errors import UserError
@@ -14,6 +15,7 @@ from dit_jax.data.hierarchy import ALL, printable
 from dit_jax.data.images import EXTENSIONS, ImageFile, order
 
 _IGNORED = frozenset(("__MACOSX",))
+_LIKE_SPLIT = re.compile("train|val|test", re.I)
 
 
 def is_stray(part: str) -> bool:
@@ -80,6 +82,12 @@ def _roles(where: str, ways: list[tuple[str, ...]], split: str) -> dict[str, str
     raise UserError(
       f"{where!r} has the splits {splits.TRAIN!r} and {min(held)!r} beside {other!r}, so what is a "
       "class is unclear; choose one by data.split, or move the rest away."
+    )
+  if len(tops) > 1 and all(_LIKE_SPLIT.match(top) for top in tops):
+    named = " and ".join(repr(printable(top)) for top in sorted(tops))
+    raise UserError(
+      f"{where!r} has the top folders {named}, which look like splits and are no names of such; "
+      f"rename them {splits.TRAIN!r} and 'val' or 'test', or choose one by data.split."
     )
   return None
 

@@ -10,6 +10,7 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import columns, layout, splits
@@ -35,7 +36,7 @@ def scan(path: str, data) -> tuple[Folder, list[ImageFile], list[str]]:
       or one file twice, or leaves a class empty.
   """
   root = os.path.dirname(path) or "."
-  files, split = _files(path, "", data), getattr(data, "split", "")
+  files, split = _labelled([_read(path, "", data)]), getattr(data, "split", "")
   roles = splits.choose({file.split for file in files}, split, repr(printable(path)))
   return Folder(root), _in_split(files, roles), []
 
@@ -54,10 +55,19 @@ def metadata(root: str, data) -> tuple[Folder, list[ImageFile], list[str]] | Non
     return None
   wanted = getattr(data, "split", "")
   roles = splits.choose(found, wanted, repr(printable(root))) if "" not in found else {"": ""}
-  files = []
+  parts = []
   for name in roles:
-    part = _files(found[name], f"{name}/" if name else "", data)
-    files += [file._replace(split=name) for file in part] if name else part
+    part = _read(found[name], f"{name}/" if name else "", data)
+    if name:
+      part = part._replace(files=[file._replace(split=name) for file in part.files])
+    parts.append(part)
+    if part.keys != parts[0].keys:
+      both = " and ".join(", ".join(map(printable, p.keys)) for p in (parts[0], part))
+      raise UserError(
+        f"the lists of the splits in {printable(root)!r} have other columns of classes, {both}; "
+        "name them alike, or choose one by data.split."
+      )
+  files = _labelled(parts)
   if "" in found:
     roles = splits.choose({file.split for file in files}, wanted, repr(printable(root)))
   return Folder(root), _in_split(files, roles), []
@@ -77,8 +87,24 @@ def _metadata_of(folder: str, data) -> str:
   return ""
 
 
-def _files(path: str, prefix: str, data) -> list[ImageFile]:
-  """The rows of a list as images, with the split that each names; `prefix` leads to its folder."""
+class _Part(NamedTuple):
+  """The images of a list, the columns of their classes, and these, a row an image."""
+
+  files: list[ImageFile]
+  keys: tuple[str, ...]
+  classes: list[tuple[str, ...]]
+
+
+def _labelled(parts: list[_Part]) -> list[ImageFile]:
+  """The images of lists under classes that are named over all of them."""
+  files, classes = ([item for part in parts for item in part[i]] for i in (0, 2))
+  names = [columns.by_text(level) for level in zip(*classes, strict=True)]
+  paths = [tuple(n[text] for n, text in zip(names, path, strict=True)) for path in classes]
+  return [layout.under(f, p) if p else f for f, p in zip(files, paths, strict=True)]
+
+
+def _read(path: str, prefix: str, data) -> _Part:
+  """The rows of a list, each with the split that it names; `prefix` leads to its folder."""
   where = repr(printable(path))
   rows = _rows(path)
   first = next(rows, None)
@@ -104,9 +130,7 @@ def _files(path: str, prefix: str, data) -> list[ImageFile]:
       raise UserError(f"{row_is} names {printable(name)!r} again; one row an image.")
     files[name] = ImageFile(prefix + name, size, split=row[split_key].strip() if split_key else "")
     classes.append(tuple(_class(row[key], key, row_is) for key in keys))
-  names = [columns.by_text(level) for level in zip(*classes, strict=True)]
-  paths = [tuple(n[text] for n, text in zip(names, path, strict=True)) for path in classes]
-  return [layout.under(f, p) if p else f for f, p in zip(files.values(), paths, strict=True)]
+  return _Part(list(files.values()), keys, classes)
 
 
 def _class(text: str, key: str, row_is: str) -> str:
@@ -130,6 +154,10 @@ class _Inside:
     """Bytes of a file by its normal path, 0 where there is none; None for what lies outside."""
     if name == "." or posixpath.isabs(name) or name.split("/")[0] == ".." or "\0" in name:
       return None
+    try:
+      os.fsencode(name)
+    except UnicodeEncodeError:  # no file can have half of a surrogate pair in its name
+      return 0
     path = os.path.join(self._root, name)
     folder = os.path.dirname(path)
     if folder not in self._folders:

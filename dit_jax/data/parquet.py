@@ -22,6 +22,7 @@ ENDING = ".parquet"
 KEPT_BYTES = 2**28  # of row groups in memory; one more is there while it is read
 MAX_GROUP_BYTES = 2**30
 _SHARD = re.compile(r"(\w+?)-\d{5}-of-\d{5}\.parquet", re.I)
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-\w+)?\.parquet", re.I)  # a hash may follow
 
 
 class Parquet:
@@ -153,10 +154,10 @@ def scan(root: str, names: list[str], data) -> tuple[Parquet, list[ImageFile], l
   if len(names) == 1 and wanted:
     parts = {name: _split(name) for name in names}
   roles = splits.choose(parts.values(), wanted, repr(printable(root)))
+  names = [name for name in names if parts[name] in roles]
+  _refuse_missing(names)
   tables, files, classes = {}, [], []
   for name in names:
-    if parts[name] not in roles:
-      continue
     where = repr(printable(os.path.join(root, name)))
     table = tables[name] = _open(root, name, where)
     keys = columns.levels((f.name for f in table.schema if f.name != table.image), data, where)
@@ -199,7 +200,26 @@ def _open(root: str, name: str, where: str) -> _Table:
 def _split(name: str) -> str:
   """What the name of a table, or of its folder, says: train-00000-of-00002, train.parquet."""
   folder, base = os.path.split(name)
-  if shard := _SHARD.fullmatch(base):
-    return shard[1]
-  stem = re.split(r"[-_.]", base)[0]
-  return stem if stem in splits.NAMES else folder if folder in splits.NAMES else ""
+  shard = _SHARD.fullmatch(base)
+  words = [shard[1]] if shard else re.split(r"[-_.]", base)  # "train_mini-00000-of-00001" is one
+  told = sorted(splits.NAMES.intersection(word.lower() for word in (*words, folder)))
+  if len(told) > 1:
+    raise UserError(
+      f"the table {printable(name)!r} names the splits {' and '.join(told)}; rename it, so that it "
+      "names one."
+    )
+  return told[0] if told else shard[1] if shard else ""
+
+
+def _refuse_missing(names: list[str]) -> None:
+  """Raises UserError where fewer tables are there than their names say."""
+  found = collections.defaultdict(set)
+  for name in names:
+    if part := _PART.fullmatch(name):
+      found[part[1], int(part[3])].add(part[2])
+  for (stem, total), numbers in found.items():
+    if len(numbers) < total:
+      raise UserError(
+        f"only {len(numbers)} of the {total} tables {printable(stem)}-*-of-{total:05} are there; "
+        "get the others, or rename those that are there to use them alone."
+      )

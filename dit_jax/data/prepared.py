@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Iterator
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import columns, layout, splits
@@ -18,6 +19,8 @@ from dit_jax.data.images import BrokenImage, ImageFile, order
 SOURCE = "tfds:"
 INFO, FEATURES = "dataset_info.json", "features.json"
 _SUPERS = (*columns.SUPERS, "species")
+_CLASSES = ("pythonClassName", "python_class_name", "type")  # protobuf reads two spellings
+_TEXTS = ("json", "content")  # of a JsonFeature, and of a proto in the form with "type"
 
 
 class Prepared:
@@ -157,15 +160,28 @@ def _refuse_foreign(folder: str, where: str) -> None:
   """TFDS imports the modules that features.json names, whatever they are."""
   try:
     with open(os.path.join(folder, FEATURES), encoding="utf-8") as f:
-      todo = collections.deque([json.load(f)])
+      pairs = list(_pairs(f.read()))
   except (OSError, ValueError, RecursionError) as e:
     raise UserError(f"{FEATURES} in {where} cannot be read ({e}); get the set anew.") from e
+  for key, value in pairs:
+    named = key in _CLASSES and isinstance(value, str)  # a feature may be called "type"
+    if named and not value.startswith("tensorflow_datasets."):
+      raise UserError(f"{FEATURES} in {where} names {value!r}, no class of TFDS; do not trust it.")
+
+
+def _pairs(text: str) -> Iterator[tuple[str, object]]:
+  """Every key and value in a text of JSON, and in the texts of JSON in it that TFDS reads."""
+  todo = collections.deque([json.loads(text)])
   while todo:
     item = todo.popleft()
-    name = item.get("pythonClassName", "") if isinstance(item, dict) else ""
-    if not isinstance(name, str) or (name and not name.startswith("tensorflow_datasets.")):
-      raise UserError(f"{FEATURES} in {where} names {name!r}, no class of TFDS; do not trust it.")
-    todo.extend(item.values() if isinstance(item, dict) else item if isinstance(item, list) else ())
+    if isinstance(item, list):
+      todo.extend(item)
+    elif isinstance(item, dict):
+      yield from item.items()
+      todo.extend(
+        json.loads(value) if key in _TEXTS and isinstance(value, str) else value
+        for key, value in item.items()
+      )
 
 
 @functools.lru_cache(maxsize=8)

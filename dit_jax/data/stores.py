@@ -62,15 +62,8 @@ def open_path(path: str, data) -> Opened:
     return _open_folder(path, data)
   archives.refuse_compressed(path)
   ending = os.path.splitext(path)[1].lower()
-  if ending == ".zip":
-    store = _listed(Zip, path, _stamp(path))
-    if files := edm.labelled(store.text(edm.NAME), store.sizes, store.where):
-      _refuse(data, repr(store.where), "split", "label_key", "super_key")
-      return store, files, []
-    return _by_folders(store, archives.arrange, (path, store.sizes), data)
-  if ending == ".tar":
-    store = _listed(Tar, path, _stamp(path))
-    return _by_folders(store, archives.arrange, (path, store.sizes), data)
+  if ending in (".zip", ".tar"):
+    return _open_archive(_listed(Zip if ending == ".zip" else Tar, path, _stamp(path)), path, data)
   if ending in lists.ENDINGS:
     return lists.scan(path, data)
   if ending == parquet.ENDING:
@@ -79,6 +72,19 @@ def open_path(path: str, data) -> Opened:
     f"data.path {printable(path)!r} is a file of no kind that holds images; give a folder, or a "
     f"file that ends in {', '.join(ENDINGS)}."
   )
+
+
+def _open_archive(store: Zip | Tar, path: str, data) -> Opened:
+  """Images under their folders, or in a zip under the labels of its dataset.json."""
+  below = archives.wrapper(path, store.sizes)
+  readable = isinstance(store, Zip)
+  archives.refuse_told(store.where, store.told, below, known=edm.NAME if readable else "")
+  for prefix in dict.fromkeys(("", below)) if readable else ():
+    text = store.text(prefix + edm.NAME)
+    if files := edm.labelled(text, store.sizes, store.where, prefix):
+      _refuse(data, repr(store.where), "split", "label_key", "super_key")
+      return store, files, []
+  return _by_folders(store, archives.arrange, (path, store.sizes), data)
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,6 +13,7 @@ class Tar:
 
   Attributes:
     sizes: bytes of every image, by its name; 0 for what is no plain file.
+    told: names of members that may tell their classes.
   """
 
   def __init__(self, path: str):
@@ -21,6 +22,7 @@ class Tar:
     try:
       self._file = archives.File(path)
       members = list(self._headers())
+      self.told = [archives.clean(name) for name, _ in members if archives.tells(name)]
     except (OSError, ValueError, OverflowError, tarfile.TarError) as e:
       raise UserError(
         f"data.path {self.where!r} cannot be read as an uncompressed tar archive ({e}); if it was "

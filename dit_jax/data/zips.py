@@ -25,6 +25,7 @@ class Zip:
 
   Attributes:
     sizes: bytes of every image, by its name.
+    told: members that may tell their classes, by their names.
   """
 
   def __init__(self, path: str):
@@ -40,7 +41,8 @@ class Zip:
         "copied, do so again."
       ) from e
     self._refuse_overlaps(infos, end)
-    self._top = {info.filename: info for info in infos if "/" not in info.filename}
+    names = ((archives.clean(info.filename), info) for info in infos)
+    self.told = {name: info for name, info in names if archives.tells(name)}
     kept = archives.named(self.where, ((i.filename, i) for i in infos if not i.is_dir()))
     self._members = {clean: info for _, clean, info in kept}
     self.sizes = {name: info.file_size for name, info in self._members.items()}
@@ -64,8 +66,8 @@ class Zip:
     return data
 
   def text(self, name: str) -> str | None:
-    """A member at the top that is no image, as UTF-8; None where there is none."""
-    if (info := self._top.get(name)) is None:
+    """A member that tells classes, as UTF-8; None where there is none of that name."""
+    if (info := self.told.get(name)) is None:
       return None
     try:
       return self._unpacked(info, self._packed(info)).decode("utf-8-sig")

@@ -29,6 +29,17 @@ def test_a_hostile_name_is_shown_short():
   assert len(str(told.value)) < 250
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "metadata.csv", "metadata.jsonl"])
+def test_a_file_of_classes_that_is_not_read_is_told(name):
+  assert archives.tells(f"a/{name}")
+  assert not archives.tells(f"a/x{name}")
+  for place in ("", "birds/", *(() if name == "dataset.json" else ("train/", "birds/test/"))):
+    with pytest.raises(UserError, match=f"holds '{place}{name}', .* unpack it"):
+      archives.refuse_told("the set", [place + name], "birds/")
+    archives.refuse_told("the set", [place + name], "birds/", known=name)
+  archives.refuse_told("the set", [f"owl/{name}", f"birds/owl/{name}"], "birds/")
+
+
 @pytest.mark.parametrize(
   ("path", "members", "prefix"),
   [

@@ -55,6 +55,8 @@ def test_numbers_keep_their_order_as_names():
   assert columns.by_number([1, 2], ("7", "10", "8"), "the set") == {1: "10", 2: "08"}
   assert columns.by_text(["10", "2"]) == {"10": "10", "2": "02"}
   assert columns.by_text(["10", "b"]) == {"10": "10", "b": "b"}
+  assert columns.by_text(["1", "01", "10"]) == {"1": "1", "01": "01", "10": "10"}
+  assert columns.by_number([0, 1], ("1", "01"), "the set") == {0: "1", 1: "01"}
   assert columns.by_number([], (), "the set") == columns.by_text([]) == {}
 
 

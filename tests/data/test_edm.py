@@ -55,7 +55,29 @@ def test_no_labels_is_an_unconditional_set(tmp_path):
     np.testing.assert_array_equal([x["image"][0, 0, 0] for x in source], range(8))
 
 
-@pytest.mark.parametrize("content", [{"images": 3}, [1], "{", "null", "[" * 100_000])
+@pytest.mark.parametrize("content", ["{", "", "[" * 100_000, '{"labels": [["a.png", 1]'])
+def test_a_damaged_file_is_told(tmp_path, content):
+  for path in write(tmp_path, content):
+    with pytest.raises(UserError, match=r"dataset.json in .* cannot be read"):
+      sources.open_source(config(path))
+
+
+@pytest.mark.parametrize("prefix", ["set/", "./", "./set/"])
+def test_a_zip_packed_from_outside_of_the_folder(tmp_path, prefix):
+  folder, packed = write(tmp_path, {"labels": PAIRS})
+  with zipfile.ZipFile(packed, "w") as archive:
+    for name in (*NAMES, "dataset.json"):
+      archive.write(folder / name)
+      archive.filelist[-1].filename = prefix + name  # the library itself would drop "./"
+      archive.NameToInfo = {}
+  with zipfile.ZipFile(packed) as archive:
+    assert archive.namelist()[-1] == f"{prefix}dataset.json"
+  want, got = (sources.open_source(config(path)) for path in (folder, packed))
+  assert got.classes == want.classes
+  np.testing.assert_equal(list(got), list(want))
+
+
+@pytest.mark.parametrize("content", [{"images": 3}, [1], "null"])
 def test_a_file_of_another_kind_leaves_the_folders(tmp_path, content):
   for path in write(tmp_path, content):
     assert sources.open_source(config(path)).classes.children == ("00000", "00001")

@@ -141,6 +141,42 @@ def test_links_inside_are_followed_and_links_outside_refused(tmp_path):
     (root / link).unlink()
 
 
+@pytest.mark.parametrize(
+  ("link", "target"),
+  [
+    ("val", "train"),
+    ("val", "train/a"),
+    ("test/a", "../train/a"),
+    ("test/a/2.png", "../../train/a/1.png"),
+    ("val", "test"),
+  ],
+)
+def test_a_link_from_one_split_to_another_is_refused(tmp_path, link, target):
+  make(tmp_path, "train/a/1.png", "test/b/1.png")
+  (tmp_path / link).parent.mkdir(exist_ok=True)
+  (tmp_path / link).symlink_to(target)
+  with pytest.raises(UserError, match=r"leads to images of the split '\w+', .* remove it"):
+    scan(str(tmp_path))
+
+
+def test_two_splits_behind_links_to_one_folder(tmp_path):
+  make(tmp_path, ".all/a/1.png")
+  for split in ("train", "val"):
+    (tmp_path / split).symlink_to(".all")
+  with pytest.raises(UserError, match="leads to images of the split"):
+    scan(str(tmp_path))
+
+
+def test_links_within_a_split_and_between_classes_are_followed(tmp_path):
+  make(tmp_path / "split", "train/a/1.png", "test/a/1.png")
+  (tmp_path / "split/train/b").symlink_to("a")
+  names = [name for _, _, name in scanned(tmp_path / "split")[0]]
+  assert names == ["test/a/1.png", "train/a/1.png", "train/b/1.png"]
+  make(tmp_path / "plain", "train/1.png", "car/1.png")
+  (tmp_path / "plain/bus").symlink_to("train")
+  assert [c for _, c, _ in scanned(tmp_path / "plain")[0]] == ["bus", "car", "train"]
+
+
 def test_the_root_itself_may_be_a_link(tmp_path):
   make(tmp_path / "real", "a/1.png")
   (tmp_path / "link").symlink_to("real")
@@ -158,6 +194,36 @@ def test_loops_end(tmp_path):
   (tmp_path / "a/x/to_y").symlink_to("../../b/y")
   with pytest.raises(UserError, match="different depths"):
     scan(str(tmp_path))
+
+
+def test_a_link_to_itself_is_a_broken_image_by_name(tmp_path):
+  make(tmp_path, "a/1.png")
+  for name in ("2.png", "notes"):
+    (tmp_path / "a" / name).symlink_to(name)
+  files, _ = scan(str(tmp_path))
+  assert [(f.name, f.num_bytes) for f in files] == [("a/1.png", 7), ("a/2.png", 0)]
+
+
+def test_a_link_into_a_folder_without_permission_is_a_broken_image(tmp_path, monkeypatch):
+  make(tmp_path, "a/1.png")
+  (tmp_path / "a/2.png").symlink_to("../b/2.png")
+  scandir = os.scandir
+
+  class Refused:
+    """An entry as the system gives it to who may not look behind it."""
+
+    def __init__(self, entry):
+      self.name, self.path, self.is_symlink = entry.name, entry.path, entry.is_symlink
+
+    def is_dir(self):
+      raise PermissionError(13, "Permission denied", self.path)
+
+    is_file = stat = is_dir
+
+  wrap = lambda path: [Refused(e) if e.is_symlink() else e for e in scandir(path)]
+  monkeypatch.setattr(os, "scandir", wrap)  # chmod does not stop root
+  files, _ = scan(str(tmp_path))
+  assert [(f.name, f.num_bytes) for f in files] == [("a/1.png", 7), ("a/2.png", 0)]
 
 
 def test_a_dangling_link_is_an_image_to_be_counted_and_a_pipe_is_none(tmp_path):

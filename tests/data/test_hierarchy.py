@@ -130,6 +130,12 @@ def test_names_compare_in_composed_unicode():
   assert table.resolve("me\u0301sange") == table.resolve("m\u00e9sange") == [0]
 
 
+def test_halves_of_pairs_become_the_sign_of_what_is_no_character():
+  name = json.loads(r'"a\ud800b\udc7f\udd00\udfff \ud83d\ude00"')
+  assert printable(name) == "a\ufffdb\ufffd\ufffd\ufffd \U0001f600"
+  assert printable("\udc80\udcff") == r"\x80\xff"
+
+
 def test_bytes_that_are_no_utf8_become_text():
   name = printable(b"caf\xe9".decode("utf-8", "surrogateescape"))
   assert name == "caf\\xe9"

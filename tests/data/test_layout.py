@@ -50,6 +50,12 @@ def test_a_train_among_vehicles_is_a_class():
   assert [row[2] for row in got] == ["Test", "bus", "train"]
 
 
+def test_one_of_folders_that_look_like_splits_may_be_chosen_or_alone():
+  got, _ = arranged("Train/a/1.png", "Test/a/1.png", split="Test")
+  assert [row[-1] for row in got] == ["Test/a/1.png"]
+  assert arranged("Training/a/1.png")[0][0][:3] == ("", "Training", "a")
+
+
 def test_empty_folders_of_a_split_that_is_not_read_are_not_told():
   names = (*SPLIT, "train/", "train/a/", "train/a/none/", "test/c/none/", "val/d/")
   assert arranged(*names)[1] == ["train/a/none", "val/d"]
@@ -69,6 +75,10 @@ def test_what_every_name_begins_with_names_no_class():
     (("train/a/1.png", "val/a/1.png", "more/a/1.png"), "", "'train' and 'val' beside 'more'"),
     (("train/a/1.png", "val/a/1.png", "1.png"), "", "beside 'images without a folder'"),
     (("val/a/1.png", "test/a/1.png"), "", "no 'train'"),
+    (("Train/a/1.png", "Test/a/1.png"), "", "'Test' and 'Train', which look like splits"),
+    (("training/a/1.png", "validation/a/1.png"), "", "'training' and 'validation', which look"),
+    (("train/a/1.png", "Test/a/1.png"), "", "rename them 'train' and 'val' or 'test', or choose"),
+    (("train_mini/1.png", "val/1.png"), "", "'train_mini' and 'val', which look"),
     (("a/1.png",), "train", "data.split='train' is no split of 'the set'; it has a"),
     (("1.png",), "train", "it has none"),
     (("train/a/b/1.png", "val/a/1.png"), "", "different depths"),

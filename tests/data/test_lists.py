@@ -104,6 +104,14 @@ def test_missing_and_broken_files_are_skipped_by_name(root):
   assert source.skipped == ["broken.png", "gone.png", "link.png"]
 
 
+def test_halves_of_surrogate_pairs_are_no_files_and_mended_classes(root):
+  rows = [*ROWS, ("\ud800.png", "\udfffowl", "bird"), ("x\ud800/1.png", "tit", "bird")]
+  source = sources.open_source(config(written(root / "list.jsonl", rows=rows)), "all")
+  assert source.classes.children == ("owl", "tit", "\ufffdowl", "fern")
+  assert len(list(source)) == 6
+  assert source.skipped == ["x\ufffd/1.png", "\ufffd.png"]
+
+
 def test_a_taxonomy_goes_over_a_flat_list(root):
   (root / "taxa.csv").write_text("class,kind\nowl,bird\ntit,bird\nfern,plant\n")
   path = written(root / "list.csv", HEAD[:2], [row[:2] for row in ROWS])
@@ -124,6 +132,39 @@ def test_metadata_of_an_image_folder(root):
   train, held = (sources.open_source(config(root), split) for split in ("train", "heldout"))
   assert (train.name(0), held.name(0)) == ("train/deep/3.png", "test/deep/鳥.jpg")
   assert held[0]["image"][0, 0, 0] > 170
+
+
+def with_metadata(root, **splits):
+  """Splits with a list each; {split: (columns of classes, rows of classes)}."""
+  for split, (head, classes) in splits.items():
+    (root / split).mkdir()
+    rows = []
+    for i, values in enumerate(classes):
+      Image.new("RGB", (8, 8)).save(root / split / f"{i}.png")
+      rows.append((f"{i}.png", *values))
+    written(root / split / "metadata.csv", ("file_name", *head), rows)
+  return config(root)
+
+
+def test_metadata_of_all_splits_names_one_set_of_classes(tmp_path):
+  numbers = {
+    n: (("label",), [(str(i),) for i in range(m)]) for n, m in (("train", 11), ("test", 10))
+  }
+  data = with_metadata(tmp_path, **numbers)
+  train, held = (sources.open_source(data, split) for split in ("train", "heldout"))
+  assert train.classes.children == held.classes.children == tuple(f"{i:02}" for i in range(11))
+  np.testing.assert_array_equal(train.labels, range(11))
+  np.testing.assert_array_equal(held.labels, range(10))
+
+
+@pytest.mark.parametrize("head", [("superclass", "label"), ("class",)])
+def test_metadata_of_splits_with_other_columns(tmp_path, head):
+  rows = [("bird", "owl")[-len(head) :]]
+  data = with_metadata(tmp_path, train=(("label",), [("owl",)]), test=(head, rows))
+  with pytest.raises(UserError, match=rf"columns of classes, label and {', '.join(head)}; name"):
+    sources.open_source(data)
+  data.split = "train"
+  assert sources.open_source(data).classes.children == ("owl",)
 
 
 def test_metadata_without_a_class_leaves_the_folders(tmp_path):

@@ -81,6 +81,14 @@ def test_the_column_of_images_by_name_or_because_it_is_the_only_one(tmp_path, co
      "data/test-00000-of-00001.parquet"),
     ("train/0.parquet", "train/1.parquet", "test/0.parquet"),
     ("train_a.parquet", "train.b.parquet", "test.parquet"),
+    ("cifar10_train_0.parquet", "cifar10_train_1.parquet", "cifar10_test.parquet"),
+    ("x-train-00000-of-00002.parquet", "x-train-00001-of-00002.parquet",
+     "x-test-00000-of-00001.parquet"),
+    ("train-00000-of-00002-0a1b.parquet", "train-00001-of-00002-2c3d.parquet",
+     "test-00000-of-00001-4e5f.parquet"),
+    ("Train.parquet", "Train/0.parquet", "Test.parquet"),
+    ("train/part-00000-of-00002.parquet", "train/part-00001-of-00002.parquet",
+     "test/part-00000-of-00001.parquet"),
   ],
 )  # fmt: skip
 def test_splits_by_the_names_of_files_or_folders(tmp_path, names):
@@ -91,6 +99,36 @@ def test_splits_by_the_names_of_files_or_folders(tmp_path, names):
   assert [x["image"][0, 0, 0] for x in held] == [3]
   alone = sources.open_source(config(tmp_path, split="test"))
   assert [x["image"][0, 0, 0] for x in alone] == [3]
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("test/train.parquet", "train/train.parquet"),
+    ("x_test_train.parquet", "train.parquet"),
+    ("val/test-00000-of-00001.parquet", "train.parquet"),
+  ],
+)
+def test_a_table_of_two_splits(tmp_path, names):
+  for name in names:
+    write(tmp_path / name, [0], label=["a"])
+  with pytest.raises(UserError, match=r"names the splits test and (train|val); rename it"):
+    sources.open_source(config(tmp_path))
+
+
+def test_tables_that_are_missing_are_told(tmp_path):
+  for name in ("train-00000-of-00005", "train-00003-of-00005", "test-00000-of-00001"):
+    write(tmp_path / f"{name}.parquet", [0], label=["a"])
+  for path in (tmp_path, tmp_path / "train-00000-of-00005.parquet"):
+    with pytest.raises(UserError, match=r"only [12] of the 5 tables .*train-\*-of-00005"):
+      sources.open_source(config(path))
+  assert len(sources.open_source(config(tmp_path, split="test"))) == 1
+
+
+def test_a_split_of_another_name_is_one(tmp_path):
+  for name, images in (("train", [0]), ("train_mini", [1])):
+    write(tmp_path / f"{name}-00000-of-00001.parquet", images, label=["a"])
+  assert [x["image"][0, 0, 0] for x in sources.open_source(config(tmp_path))] == [0]
 
 
 def test_threads_share_few_groups(tmp_path, monkeypatch):

@@ -196,6 +196,47 @@ def test_damage_is_told(data_dir, tmp_path, file, change, message):
     sources.open_source(damaged(data_dir, tmp_path, file, change))
 
 
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+LEGACY = {"x": {"type": "dit_jax_evil.X", "content": {}}}
+PROTO = json.dumps({"features": {"x": {"pythonClassName": "dit_jax_evil.X"}}})
+
+
+@pytest.mark.parametrize(
+  "features",
+  [
+    {"type": "dit_jax_evil.X", "content": {}},
+    {"type": FEATURES, "content": LEGACY},
+    {"type": FEATURES, "content": PROTO, "proto_cls": "tensorflow_datasets.FeaturesDict"},
+    {"pythonClassName": "dit_jax_evil.X", "tensor": {}},
+    {"python_class_name": "dit_jax_evil.X", "tensor": {}},
+    {"pythonClassName": FEATURES, "jsonFeature": {"json": json.dumps(LEGACY)}},
+    {"python_class_name": FEATURES, "json_feature": {"json": json.dumps(LEGACY)}},
+  ],
+)
+def test_no_spelling_makes_tfds_import_another_module(data_dir, tmp_path, monkeypatch, features):
+  (tmp_path / "dit_jax_evil.py").write_text("")
+  monkeypatch.syspath_prepend(tmp_path)
+  change = lambda _: json.dumps(features).encode()
+  with pytest.raises(UserError, match=r"names 'dit_jax_evil.X', .* do not trust it"):
+    sources.open_source(damaged(data_dir, tmp_path, "features.json", change))
+  assert "dit_jax_evil" not in sys.modules
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_damage_within_a_text_of_features(data_dir, tmp_path, text):
+  features = {"pythonClassName": FEATURES, "jsonFeature": {"json": text}}
+  change = lambda _: json.dumps(features).encode()
+  with pytest.raises(UserError, match=r"features.json in .* cannot be read"):
+    sources.open_source(damaged(data_dir, tmp_path, "features.json", change))
+
+
+def test_a_feature_may_be_called_type(tmp_path):
+  features = {"image": tfds.features.Image(), "type": tfds.features.ClassLabel(names=["a", "b"])}
+  prepare(tmp_path, "types", features, {"train": [{"type": 1}, {"type": 0}]})
+  source = sources.open_source(config("tfds:types", tmp_path, label_key="type"))
+  assert source.classes.children == ("a", "b")
+
+
 def test_an_unreadable_record_is_skipped_by_name(data_dir):
   source = sources.open_source(config("tfds:cifar100", data_dir), "train")
   split, number = source.name(2).split("/")

@@ -95,6 +95,19 @@ def test_every_kind_of_image_fares_alike_in_a_folder_and_in_archives(tmp_path):
       np.testing.assert_equal(a, b)
 
 
+@pytest.mark.parametrize("name", ["dataset.json", "metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("prefix", ["", "./", "set/"])
+def test_classes_that_an_archive_tells_are_not_passed_over(tmp_path, name, prefix):
+  zipped, tarred = tmp_path / "set.zip", tmp_path / "set.tar"
+  with zipfile.ZipFile(zipped, "w") as pack, tarfile.open(tarred, "w") as tar:
+    for member in (f"{prefix}00000/1.png", prefix + name):
+      pack.writestr(member, b"{}")
+      tar.addfile(tarfile.TarInfo(member))
+  for path in (tarred, zipped)[: 1 if name == "dataset.json" else 2]:
+    with pytest.raises(UserError, match=f"{name}', which names the classes .* unpack it"):
+      stores.open_path(str(path), config())
+
+
 def test_a_file_of_no_kind(tmp_path):
   (tmp_path / "a.npz").write_bytes(b"x")
   with pytest.raises(UserError, match=r"no kind that holds images.*\.zip, \.tar, \.csv"):
