@@ -4,6 +4,7 @@ import pytest
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import archives
+from dit_jax.data.images import BrokenImage
 
 
 def names(*members):
@@ -27,6 +28,14 @@ def test_a_hostile_name_is_shown_short():
   with pytest.raises(UserError) as told:
     names("/" + "x" * 10_000)
   assert len(str(told.value)) < 250
+
+
+def test_what_the_disk_refuses_is_a_broken_image(tmp_path):
+  (tmp_path / "a").write_bytes(b"four")
+  file = archives.File(str(tmp_path / "a"))
+  assert file.pread(9, 1) == b"our"
+  with pytest.raises(BrokenImage, match=r"cannot be read .Invalid argument."):
+    file.pread(9, -1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """dataset.json, in a zip and in the folder that it unpacks to, gives one and the same set."""
 
 import json
+import os
 import zipfile
 from types import SimpleNamespace
 
@@ -53,6 +54,21 @@ def test_no_labels_is_an_unconditional_set(tmp_path):
     source = sources.open_source(config(path))
     assert source.classes.sizes == (0, 0)
     np.testing.assert_array_equal([x["image"][0, 0, 0] for x in source], range(8))
+
+
+def test_a_name_that_is_no_file_of_the_folder_is_a_broken_image(tmp_path):
+  """Names without an image's ending are not met where the folder is looked through."""
+  root, _ = write(tmp_path, {"labels": [*PAIRS, *([name, 0] for name in ("gone", "link", "pipe"))]})
+  (tmp_path / "secret").write_bytes((root / NAMES[0]).read_bytes())
+  (root / "link").symlink_to(tmp_path / "secret")
+  os.mkfifo(root / "pipe")
+  source = sources.open_source(config(root))
+  assert len(list(source)) == len(source) == 11
+  assert source.reasons == {
+    "gone": "it is not there, or is no file",
+    "link": "it leads out of the folder",
+    "pipe": "it is not there, or is no file",
+  }
 
 
 @pytest.mark.parametrize("content", [{"images": 3}, [1], "{", "null", "[" * 100_000])
