@@ -19,7 +19,7 @@ from dit_jax.core import cli, clock
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
-from dit_jax.evals import balance, generation, real
+from dit_jax.evals import balance, generation, npz, real
 from dit_jax.evals.reconstruction import Reconstruction
 from dit_jax.sampling import flags as sampling_flags
 from dit_jax.tasks import autoencoder, evaluation, restored, superres
@@ -114,9 +114,8 @@ def of_drawn(workdir: pathlib.Path) -> pathlib.Path:
   facts = evaluation.facts_of_drawing(run.config, stage, run.params, run.meta, settings) | classes
   _, folder = evaluation.answer(workdir, ask, run.params, stage, run.step, facts)
   if _NPZ.value:
-    card = (folder / "card.json").read_text(encoding="utf-8")
-    pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
-    np.savez(_NPZ.value, **kept, label=ask.label, index=ask.index, card=card)
+    card = np.asarray((folder / "card.json").read_text(encoding="utf-8"))
+    npz.write(_NPZ.value, kept | {"label": ask.label, "index": ask.index, "card": card})
   return folder
 
 

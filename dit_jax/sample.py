@@ -19,6 +19,7 @@ from absl import flags
 
 from dit_jax.core import cli
 from dit_jax.core.errors import UserError
+from dit_jax.evals import npz
 from dit_jax.sampling import flags as sampling_flags
 from dit_jax.sampling import generate, grain_source, grids, superres
 from dit_jax.tasks import doubled, evaluation, restored
@@ -113,9 +114,9 @@ def main():
   images = enlarged(images)
   grids.save_png(out, grids.grid(images, columns=min(len(images), max(8, _NUM.value))))
   if _NPZ.value:
-    pathlib.Path(_NPZ.value).parent.mkdir(parents=True, exist_ok=True)
-    card = json.dumps(_card(run, settings, seed), indent=2)
-    np.savez(_NPZ.value, arr_0=images, label=label, index=index, grains=grains, card=card)
+    card = np.asarray(json.dumps(_card(run, settings, seed), indent=2))
+    arrays = {"arr_0": images, "label": label, "index": index, "grains": grains, "card": card}
+    npz.write(_NPZ.value, arrays)
   _say(
     f"{len(images)} pictures of {len(labels)} classes ({', '.join(names[:5])}"
     f"{', ...' if len(names) > 5 else ''}), seed {seed}, {settings.steps} steps, guidance "

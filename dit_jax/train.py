@@ -75,6 +75,7 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
       continue
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
     train_stage(timed.attached(task, config, workdir), config, folder, mesh)
+    del task  # with the files of its cache, before the next opens others
     _page(workdir)
     _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
   _say(f"everything is in {workdir}: checkpoints, metrics, previews of each stage; {report.PAGE}")
@@ -221,7 +222,7 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
         save(train_state)
       if clock.due(now, block.every.preview, block.total_steps):
         _preview(task, train_state, now, folder, writer)
-      for evaluator in asked:  # they take long: what they see is saved before
+      for evaluator in asked if not stopping else ():  # they take long: what they see is saved
         _evaluate(evaluator, train_state, now, writer)
       if stopping:
         break

@@ -105,7 +105,7 @@ def thresholds(entropies: np.ndarray, ratios: tuple[float, ...]) -> tuple[float,
   Raises:
     UserError: ratios are no shares, or all regions are equal, so that nothing tells them apart.
   """
-  if not ratios or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
+  if not ratios or min(ratios) < 0 or not abs(sum(ratios) - 1) <= 1e-6:
     raise UserError(f"grain {ratios=} must be shares that sum to 1, coarsest first.")
   values, counts = _distinct(entropies)
   below = np.cumsum(counts)[:-1] / counts.sum()

@@ -32,8 +32,11 @@ class File:
     self.num_bytes = os.fstat(self._fd).st_size
 
   def pread(self, size: int, offset: int) -> bytes:
-    """Up to `size` bytes, fewer at the end."""
-    return os.pread(self._fd, size, offset)
+    """Up to `size` bytes, fewer at the end. Raises BrokenImage where the disk refuses them."""
+    try:
+      return os.pread(self._fd, size, offset)
+    except OSError as e:
+      raise BrokenImage(f"it cannot be read ({e.strerror})") from e
 
   def stream(self) -> BinaryIO:
     """The same file from its start, to be read by one thread and closed."""

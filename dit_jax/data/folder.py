@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dit_jax.core.errors import UserError
 from dit_jax.data import layout, splits
 from dit_jax.data.hierarchy import printable
-from dit_jax.data.images import ImageFile
+from dit_jax.data.images import BrokenImage, ImageFile
 
 
 class Folder:
@@ -19,11 +19,20 @@ class Folder:
 
   def __init__(self, root: str):
     self.where = printable(root)
-    self._root = root
+    self._root, self._top = root, os.path.realpath(root)
 
   def read(self, name: str) -> str:
-    """The path of a file."""
-    return os.path.join(self._root, name)
+    """The path of a file.
+
+    Raises:
+      BrokenImage: it is none, or lies outside; a list may name what the folder's own walk passes.
+    """
+    path = os.path.join(self._root, name)
+    if not os.path.isfile(path):  # a pipe would be waited for
+      raise BrokenImage("it is not there, or is no file")
+    if os.path.commonpath((os.path.realpath(path), self._top)) != self._top:
+      raise BrokenImage("it leads out of the folder")
+    return path
 
 
 def walk(root: str) -> list[ImageFile | str]:

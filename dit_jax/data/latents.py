@@ -18,7 +18,7 @@ from dit_jax.data import latent_shards
 from dit_jax.data.hierarchy import ClassTable
 from dit_jax.data.latent_shards import CHECKSUM, END, META, Layout
 
-_OPEN = 512  # shards held open; systems allow a process 1,024 files
+_OPEN = 128  # shards held open; systems allow a process 1,024 files, and may allow 256
 
 
 class _File:

@@ -21,6 +21,7 @@ from dit_jax.data.images import BrokenImage, ImageFile, order
 ENDING = ".parquet"
 KEPT_BYTES = 2**28  # of row groups in memory; one more is there while it is read
 MAX_GROUP_BYTES = 2**30
+_DAMAGE = (OSError, ValueError, NotImplementedError)  # what pyarrow raises
 _SHARD = re.compile(r"(\w+?)-\d{5}-of-\d{5}\.parquet", re.I)
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-\w+)?\.parquet", re.I)  # a hash may follow
 
@@ -44,7 +45,7 @@ class Parquet:
     group = bisect.bisect_right(table.starts, int(row)) - 1
     try:
       value = self._group(path, group)[int(row) - table.starts[group]].as_py()
-    except (OSError, ValueError, IndexError) as e:  # pyarrow's errors are these
+    except (*_DAMAGE, IndexError) as e:
       raise BrokenImage(f"the row cannot be read ({e})") from e
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
@@ -104,9 +105,12 @@ class _Table:
     """The classes of all rows in one column, as text."""
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path, metadata=self.metadata) as f:
-      values = f.read(columns=[name]).column(0).to_pylist()
     where = f"the column {name!r} of {where}"
+    try:
+      with pyarrow.parquet.ParquetFile(path, metadata=self.metadata) as f:
+        values = f.read(columns=[name]).column(0).to_pylist()
+    except _DAMAGE as e:
+      raise UserError(f"{where} cannot be read ({e}); get the table anew.") from e
     if all(isinstance(value, str) for value in values):
       if bad := [value for value in values if not value.strip() or "/" in value]:
         raise UserError(f"{where} has {bad[0]!r}; every image needs a class without '/'.")
@@ -129,11 +133,21 @@ def _holds_bytes(kind) -> bool:
 
 
 def find(root: str) -> list[str]:
-  """The tables in a folder and in the folders of it, by their paths below it, sorted."""
+  """The tables in a folder and in the folders of it, by their paths below it, sorted.
+
+  Raises:
+    UserError: a folder cannot be read.
+  """
   found = []
-  for folder in ("", *sorted(e.name for e in os.scandir(root) if e.is_dir())):
-    entries = os.listdir(os.path.join(root, folder))
-    found += [os.path.join(folder, name) for name in entries if name.lower().endswith(ENDING)]
+  try:
+    folders = sorted(e.name for e in os.scandir(root) if e.is_dir() and not layout.is_stray(e.name))
+    for folder in ("", *folders):
+      entries = os.listdir(os.path.join(root, folder))
+      found += [os.path.join(folder, name) for name in entries if name.lower().endswith(ENDING)]
+  except OSError as e:
+    raise UserError(
+      f"the folder {printable(e.filename)!r} cannot be read ({e.strerror}); check its permissions."
+    ) from e
   return sorted(name for name in found if not any(map(layout.is_stray, name.split("/"))))
 
 

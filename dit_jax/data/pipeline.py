@@ -15,6 +15,7 @@ import numpy as np
 from dit_jax.core.errors import UserError
 
 Batch = dict[str, np.ndarray]
+THREADS = 4
 
 
 def batches(
@@ -24,7 +25,7 @@ def batches(
   start_step: int = 0,
   process_index: int = 0,
   process_count: int = 1,
-  threads: int = 4,
+  threads: int = THREADS,
   transform: Callable[[Batch], Batch] | None = None,
   positions: Callable[[int], np.ndarray] | None = None,
   draw: Callable[[int, Batch], Batch] | None = None,
@@ -112,7 +113,11 @@ def _read(source, positions: np.ndarray) -> Batch:
 
 
 def in_order(
-  source, batch_size: int, threads: int = 4, positions: np.ndarray | None = None
+  source,
+  batch_size: int,
+  threads: int = THREADS,
+  positions: np.ndarray | None = None,
+  transform: Callable[[Batch], Batch] | None = None,
 ) -> Iterator[Batch]:
   """Every readable item once, in the order of the source; the last batch is padded.
 
@@ -123,6 +128,7 @@ def in_order(
     batch_size: rows of every batch.
     threads: that read ahead.
     positions: the items that are wanted, in order; None: all.
+    transform: applied to rows in the thread; must be a function of each row alone.
 
   Yields:
     Dicts of stacked arrays; `position` int [batch_size], and `valid` bool [batch_size], False on
@@ -133,9 +139,10 @@ def in_order(
   positions = np.arange(len(source)) if positions is None else positions
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
   order = grain.MapDataset.range(len(positions)).batch(batch_size)
-  pieces = order.map(lambda places: _read(source, positions[places])).to_iter_dataset(options)
+  pieces = order.map(lambda places: _read(source, positions[places]))
+  pieces = pieces.map(transform) if transform else pieces
   rows = {}
-  for i, piece in enumerate(pieces):
+  for i, piece in enumerate(pieces.to_iter_dataset(options)):
     piece["position"] = positions[i * batch_size : (i + 1) * batch_size]
     good = piece["index"] == source.indices[piece["position"]]
     rows = {k: np.concatenate([rows[k], x[good]]) if rows else x[good] for k, x in piece.items()}

@@ -23,7 +23,7 @@ class Tar:
       self._file = archives.File(path)
       members = list(self._headers())
       self.told = [archives.clean(name) for name, _ in members if archives.tells(name)]
-    except (OSError, ValueError, OverflowError, tarfile.TarError) as e:
+    except (OSError, ValueError, OverflowError, RecursionError, BrokenImage, tarfile.TarError) as e:
       raise UserError(
         f"data.path {self.where!r} cannot be read as an uncompressed tar archive ({e}); if it was "
         "downloaded or copied, do so again."

@@ -35,6 +35,8 @@ class Zip:
       self._file = archives.File(path)
       with self._file.stream() as stream, zipfile.ZipFile(stream) as archive:
         infos, end = archive.infolist(), archive.start_dir
+      if any(info.header_offset < 0 for info in infos):
+        raise zipfile.BadZipFile("its beginning is missing")
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as e:
       raise UserError(
         f"data.path {self.where!r} cannot be read as a zip archive ({e}); if it was downloaded or "

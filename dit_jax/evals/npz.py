@@ -94,13 +94,24 @@ def images(path, size: int = 512) -> Iterator[np.ndarray]:
 
 
 def write(path, arrays: dict[str, np.ndarray]) -> None:
-  """An npz file in one move, so that a killed run leaves no half of one."""
+  """An npz file of this very name in one move: neither a kill nor a full disk leaves half of one.
+
+  Raises:
+    UserError: it cannot be written.
+  """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other commands may write it, too
-  with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
-    np.savez(file, **arrays)
-  temporary.replace(path)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
+      np.savez(file, **arrays)
+    temporary.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+    raise UserError(
+      f"{path} cannot be written ({error.strerror}); make room there, or name a file elsewhere."
+    ) from error
 
 
 @contextlib.contextmanager

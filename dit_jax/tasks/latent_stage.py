@@ -62,10 +62,9 @@ def _kind_of_maps(config) -> str:
 
 
 def with_grains(config, maps: grain_maps.GrainMaps, batch: dict) -> dict:
-  """A batch of images with their maps, int32 [b, rows, cols]."""
-  if _kind_of_maps(config) == "thresholds":
-    return maps.add_to(batch)
-  return {**batch, "grains": np.stack([maps.budget_of(x) for x in batch["image"]]).astype(np.int32)}
+  """A batch of images with their maps, int32 [b, rows, cols]; none is kept, each is met once."""
+  of = maps.budget_of if _kind_of_maps(config) == "budget" else maps.of
+  return {**batch, "grains": np.stack([of(x) for x in batch["image"]]).astype(np.int32)}
 
 
 def write(
@@ -106,6 +105,9 @@ def write(
     process_count=process_count,
     barrier=barrier,
   )
+  if skipped := source.skipped:
+    names = ", ".join(skipped[:5])
+    print(f"[latents] skipped {len(skipped)} unreadable images: {names}", flush=True)
 
 
 def _encoded(config, folder, params, thresholds, source, positions: np.ndarray, done: int):
@@ -119,10 +121,12 @@ def _encoded(config, folder, params, thresholds, source, positions: np.ndarray, 
     done + len(positions), 1, done, label="latents", stream=sys.stdout, unit="image"
   )
   total = -(-len(positions) // rows)
+  threads = config.data.workers or pipeline.THREADS
+  map_them = functools.partial(with_grains, config, maps)  # entropies take longer than decoding
+  batches = pipeline.in_order(source, rows, threads, positions, map_them)
   with contextlib.closing(progress):
-    for now, batch in enumerate(pipeline.in_order(source, rows, positions=positions), 1):
+    for now, batch in enumerate(batches, 1):
       valid = batch.pop("valid")
-      batch = with_grains(config, maps, batch)
       image, grains = batch["image"], batch["grains"]
       copies = [(image, grains)]
       if config.latents.flip:

@@ -110,7 +110,7 @@ def _check_ratios(ratios, factors: tuple[int, ...]) -> None:
     raise UserError(
       f"dvae.ratios={tuple(ratios)} must give one share a factor of dvae.model.factors={factors}."
     )
-  if abs(sum(ratios) - 1) > 1e-6:
+  if not abs(sum(ratios) - 1) <= 1e-6:
     raise UserError(f"dvae.ratios={tuple(ratios)} must sum to 1.")
 
 

@@ -143,7 +143,7 @@ def test_grain_is_the_number_of_thresholds_exceeded():
   np.testing.assert_array_equal(entropy.grain_map(e, ()), np.zeros((2, 3)))
 
 
-@pytest.mark.parametrize("ratios", [(0.5, 0.6), (-0.1, 1.1), ()])
+@pytest.mark.parametrize("ratios", [(0.5, 0.6), (-0.1, 1.1), (), (float("nan"), 0.5)])
 def test_refuses_what_is_no_share(ratios):
   with pytest.raises(UserError, match="sum to 1"):
     entropy.thresholds(np.arange(4.0), ratios)

@@ -4,6 +4,7 @@ import pytest
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import archives
+from dit_jax.data.images import BrokenImage
 
 
 def names(*members):
@@ -38,6 +39,14 @@ def test_a_file_of_classes_that_is_not_read_is_told(name):
       archives.refuse_told("the set", [place + name], "birds/")
     archives.refuse_told("the set", [place + name], "birds/", known=name)
   archives.refuse_told("the set", [f"owl/{name}", f"birds/owl/{name}"], "birds/")
+
+
+def test_what_the_disk_refuses_is_a_broken_image(tmp_path):
+  (tmp_path / "a").write_bytes(b"four")
+  file = archives.File(str(tmp_path / "a"))
+  assert file.pread(9, 1) == b"our"
+  with pytest.raises(BrokenImage, match=r"cannot be read .Invalid argument."):
+    file.pread(9, -1)
 
 
 @pytest.mark.parametrize(

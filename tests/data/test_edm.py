@@ -1,6 +1,7 @@
 """dataset.json, in a zip and in the folder that it unpacks to, gives one and the same set."""
 
 import json
+import os
 import zipfile
 from types import SimpleNamespace
 
@@ -75,6 +76,21 @@ def test_a_zip_packed_from_outside_of_the_folder(tmp_path, prefix):
   want, got = (sources.open_source(config(path)) for path in (folder, packed))
   assert got.classes == want.classes
   np.testing.assert_equal(list(got), list(want))
+
+
+def test_a_name_that_is_no_file_of_the_folder_is_a_broken_image(tmp_path):
+  """Names without an image's ending are not met where the folder is looked through."""
+  root, _ = write(tmp_path, {"labels": [*PAIRS, *([name, 0] for name in ("gone", "link", "pipe"))]})
+  (tmp_path / "secret").write_bytes((root / NAMES[0]).read_bytes())
+  (root / "link").symlink_to(tmp_path / "secret")
+  os.mkfifo(root / "pipe")
+  source = sources.open_source(config(root))
+  assert len(list(source)) == len(source) == 11
+  assert source.reasons == {
+    "gone": "it is not there, or is no file",
+    "link": "it leads out of the folder",
+    "pipe": "it is not there, or is no file",
+  }
 
 
 @pytest.mark.parametrize("content", [{"images": 3}, [1], "null"])

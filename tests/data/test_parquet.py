@@ -186,6 +186,41 @@ def test_refusals(tmp_path, make, message):
       sources.open_source(config(path))
 
 
+def test_damage_in_the_classes_is_told_and_in_the_images_skipped(tmp_path):
+  path = write(tmp_path / "a.parquet", label=["a"] * 7)
+  with pq.ParquetFile(path) as f:
+    group = f.metadata.row_group(1)
+  whole = path.read_bytes()
+  for chunk in (group.column(i) for i in range(group.num_columns)):
+    at = chunk.dictionary_page_offset or chunk.data_page_offset
+    path.write_bytes(whole[:at] + b"\xff" * 12 + whole[at + 12 :])
+    if chunk.path_in_schema != "label":
+      source = sources.open_source(config(path))
+      list(source)
+      assert source.skipped == [f"a.parquet/{row:09}" for row in (3, 4, 5)]
+      continue
+    with pytest.raises(UserError, match=r"'label' of .*a.parquet' cannot be read"):
+      sources.open_source(config(path))
+
+
+def test_hidden_folders_are_not_looked_into_and_closed_ones_told(tmp_path, monkeypatch):
+  """Tests may be run by root, whom all folders let in."""
+  listdir = os.listdir
+
+  def closed(path):
+    if str(path).endswith("closed"):
+      raise PermissionError(13, "Permission denied", path)
+    return listdir(path)
+
+  monkeypatch.setattr(os, "listdir", closed)
+  write(tmp_path / "a" / "a.parquet")
+  write(tmp_path / ".closed" / "b.parquet")
+  assert parquet.find(str(tmp_path)) == ["a/a.parquet"]
+  write(tmp_path / "closed" / "b.parquet")
+  with pytest.raises(UserError, match=r"closed' cannot be read \(Permission denied\)"):
+    parquet.find(str(tmp_path))
+
+
 def test_a_group_too_large_to_be_read_for_one_image(tmp_path, monkeypatch):
   monkeypatch.setattr(parquet, "MAX_GROUP_BYTES", 100)
   with pytest.raises(UserError, match="row_group_size=100"):

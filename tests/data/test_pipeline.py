@@ -190,6 +190,21 @@ def test_in_order_gives_everything_once_and_pads_the_last(n, batch):
   np.testing.assert_array_equal(indices(got)[~valid], n - 1)
 
 
+@pytest.mark.parametrize("batch", [3, 20])
+def test_in_order_transforms_rows_in_its_threads(damaged, batch):
+  threads = set()
+
+  def doubled(rows):
+    threads.add(threading.get_ident())
+    return {**rows, "twice": 2 * rows["index"]}
+
+  got = list(in_order(open_source(damaged, "all"), batch, transform=doubled))
+  for rows in got:
+    np.testing.assert_array_equal(rows["twice"], 2 * rows["index"])
+  assert threads
+  assert threading.get_ident() not in threads
+
+
 @pytest.fixture
 def damaged(tmp_path) -> SimpleNamespace:
   """Ten images, of which 0, 4, 5 and 9 are broken."""

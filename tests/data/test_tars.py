@@ -110,6 +110,14 @@ def with_size(raw, field):
   return raw[:1024] + header + raw[1536:]
 
 
+def chained(path):
+  """Every member says that the name of the next follows."""
+  link = tarfile.TarInfo("././@LongLink")
+  link.type, link.size = tarfile.GNUTYPE_LONGNAME, 2
+  path.write_bytes((link.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")) * 1500)
+  return path
+
+
 HOSTILE = {
   "..": (lambda p: pack(p, [("owl/../../x.png", png())]), "leads out of the archive"),
   "absolute": (lambda p: pack(p, [("/tmp/x.png", png())]), "leads out of the archive"),
@@ -128,6 +136,7 @@ HOSTILE = {
     lambda p: changed(p, lambda raw: with_size(raw, b"\xff" * 10 + b"\xfc\x00")),
     "uncompressed tar",
   ),
+  "chain of names": (chained, "uncompressed tar"),
   "no tar": (lambda p: p.write_bytes(b"x" * 2000) and p, "uncompressed tar"),
   "empty": (lambda p: p.write_bytes(b"") or p, "uncompressed tar"),
   "no image": (lambda p: pack(p, [("a/notes.txt", b"x")]), "holds no image"),

@@ -178,6 +178,12 @@ def cut(path, share):
   return path
 
 
+def headless(path):
+  pack(path, {"owl/1.png": png()})
+  path.write_bytes(path.read_bytes()[20:])
+  return path
+
+
 HOSTILE = {
   "..": (lambda p: pack(p, {"owl/../../x.png": png()}), "leads out of the archive"),
   "absolute": (lambda p: pack(p, {"/tmp/x.png": png()}), "leads out of the archive"),
@@ -188,6 +194,7 @@ HOSTILE = {
   "long name": (lambda p: pack(p, {"a/" * 2500 + "x.png": png()}), "or 4096 in all"),
   "overlap": (overlapping, "overlap"),
   "truncated": (lambda p: cut(p, 0.7), "cannot be read as a zip archive"),
+  "headless": (headless, "its beginning is missing"),
   "cut list": (lambda p: cut(p, 0.97), "cannot be read as a zip archive"),
   "empty": (lambda p: p.write_bytes(b"") or p, "cannot be read as a zip archive"),
   "no image": (lambda p: pack(p, {"a/notes.txt": b"x"}), "holds no image"),

@@ -272,6 +272,18 @@ def test_two_processes_of_two_devices_write_the_same_bytes(run, monkeypatch, tmp
   assert "[latents] encoding 4 images into" in told
 
 
+def test_broken_images_are_told_when_the_cache_is_written(run, tmp_path, capsys):
+  workdir, config = run
+  shutil.rmtree(workdir / "latents")
+  config.data.path = str(shutil.copytree(config.data.path, tmp_path / "images"))
+  for name in CLASSES[:2]:
+    (tmp_path / "images" / name / "1.png").write_bytes(b"no image")
+  for told in (["[latents] skipped 2 unreadable images: bird/owl/1.png, bird/tit/1.png"], []):
+    cache = latent_stage.ensure(config, workdir, None)
+    assert sorted(set(cache.indices.tolist())) == [0, 2, 3, 5, 6, 7, 8]
+    assert [x for x in capsys.readouterr().out.splitlines() if "skipped" in x] == told
+
+
 def test_the_transformers_see_the_superclasses_that_the_config_names(run):
   workdir, config = run
   shutil.rmtree(workdir / "latents")
