@@ -30,7 +30,7 @@ class Folder:
     path = os.path.join(self._root, name)
     if not os.path.isfile(path):  # a pipe would be waited for
       raise BrokenImage("it is not there, or is no file")
-    if os.path.commonpath((os.path.realpath(path), self._top)) != self._top:
+    if not holds(self._top, os.path.realpath(path)):
       raise BrokenImage("it leads out of the folder")
     return path
 
@@ -91,19 +91,20 @@ def _walk(
 
 def _refuse_link(entry: os.DirEntry, root: str, name: str, tops: dict[str, str]) -> None:
   target = os.path.realpath(entry.path)
-  if not _holds(root, target):
+  if not holds(root, target):
     raise UserError(
       f"the link {printable(entry.path)!r} leads out of the image folder, to "
       f"{printable(target)!r}; copy the images in, or give the folder they lie in."
     )
   own = name.split("/")[0]
   for top in sorted(tops.keys() - {own}) if own in tops else ():
-    if _holds(tops[top], target):
+    if holds(tops[top], target):
       raise UserError(
         f"the link {printable(entry.path)!r} leads to images of the split {top!r}, which would be "
         "trained on and held out; remove it."
       )
 
 
-def _holds(folder: str, path: str) -> bool:
+def holds(folder: str, path: str) -> bool:
+  """Whether a real path is that of a folder or lies below it."""
   return os.path.commonpath((folder, path)) == folder

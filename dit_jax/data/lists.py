@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import columns, layout, splits
-from dit_jax.data.folder import Folder
+from dit_jax.data.folder import Folder, holds
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile, order
 
@@ -36,7 +36,7 @@ def scan(path: str, data) -> tuple[Folder, list[ImageFile], list[str]]:
       or one file twice, or leaves a class empty.
   """
   root = os.path.dirname(path) or "."
-  files, split = _labelled([_read(path, "", data)]), getattr(data, "split", "")
+  files, split = _labelled([_read(path, "", data)]), splits.chosen(data)
   roles = splits.choose({file.split for file in files}, split, repr(printable(path)))
   return Folder(root), _in_split(files, roles), []
 
@@ -53,7 +53,7 @@ def metadata(root: str, data) -> tuple[Folder, list[ImageFile], list[str]] | Non
   found = {name: path for name, path in found.items() if path}
   if not found:
     return None
-  wanted = getattr(data, "split", "")
+  wanted = splits.chosen(data)
   roles = splits.choose(found, wanted, repr(printable(root))) if "" not in found else {"": ""}
   parts = []
   for name in roles:
@@ -170,7 +170,7 @@ class _Inside:
       return 0
 
   def _holds(self, path: str) -> bool:
-    return os.path.commonpath((os.path.realpath(path), self._top)) == self._top
+    return holds(self._top, os.path.realpath(path))
 
 
 def _rows(path: str) -> Iterator[Row]:

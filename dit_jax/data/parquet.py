@@ -15,6 +15,7 @@ import threading
 
 from dit_jax.core.errors import UserError
 from dit_jax.data import columns, layout, splits
+from dit_jax.data.folder import holds
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import BrokenImage, ImageFile, order
 
@@ -163,7 +164,7 @@ def scan(root: str, names: list[str], data) -> tuple[Parquet, list[ImageFile], l
     UserError: a table cannot be read, leads out of the folder, or has no column of images or not
       that of the classes.
   """
-  wanted = getattr(data, "split", "")
+  wanted = splits.chosen(data)
   parts = {name: _split(name) if len(names) > 1 else "" for name in names}
   if len(names) == 1 and wanted:
     parts = {name: _split(name) for name in names}
@@ -194,7 +195,7 @@ def scan(root: str, names: list[str], data) -> tuple[Parquet, list[ImageFile], l
 
 def _open(root: str, name: str, where: str) -> _Table:
   path, top = os.path.realpath(os.path.join(root, name)), os.path.realpath(root)
-  if os.path.commonpath((path, top)) != top:
+  if not holds(top, path):
     raise UserError(f"the link {where} leads out of its folder; copy the table in.")
   try:
     table = _Table(path)

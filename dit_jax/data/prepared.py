@@ -119,7 +119,7 @@ def scan(folder: str, data) -> tuple[Prepared, list[ImageFile], list[str]]:
   keys = columns.levels(scalars, data, where, _SUPERS)
   sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
   sizes = {name: size for name, size in sizes.items() if size}
-  roles = splits.choose(sizes, getattr(data, "split", ""), where)
+  roles = splits.choose(sizes, splits.chosen(data), where)
   records, files, labels = {}, [], []
   stamp = os.stat(os.path.join(folder, INFO)).st_mtime_ns
   for split in roles:

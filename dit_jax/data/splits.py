@@ -17,6 +17,11 @@ NAMES = frozenset((TRAIN, *HELD))
 HELDOUT = "heldout"
 
 
+def chosen(data) -> str:
+  """data.split of a config; "" of older runs, which say nothing of it."""
+  return getattr(data, "split", "")
+
+
 def choose(present: Iterable[str], wanted: str, where: str) -> dict[str, str]:
   """What becomes of the parts of a set.
 

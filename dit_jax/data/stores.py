@@ -9,7 +9,7 @@ import os
 from typing import Protocol, runtime_checkable
 
 from dit_jax.core.errors import UserError
-from dit_jax.data import archives, edm, folder, layout, lists, parquet, prepared, twemoji
+from dit_jax.data import archives, edm, folder, layout, lists, parquet, prepared, splits, twemoji
 from dit_jax.data.hierarchy import printable
 from dit_jax.data.images import ImageFile
 from dit_jax.data.tars import Tar
@@ -118,7 +118,7 @@ def _open_folder(path: str, data) -> Opened:
 def _by_folders(store: Store, arrange, args: tuple, data) -> Opened:
   """A set whose folders name its classes."""
   _refuse(data, repr(store.where), "label_key", "super_key")
-  return store, *arrange(*args, getattr(data, "split", ""))  # older runs say nothing of it
+  return store, *arrange(*args, splits.chosen(data))
 
 
 def _refuse(data, where: str, *fields: str) -> None:
