@@ -105,6 +105,7 @@ class Runs:
     import jax
 
     from benchmarks import effects
+    from dit_jax.core import files
 
     if jax.config.jax_compilation_cache_dir is None:  # one for all runs
       jax.config.update("jax_compilation_cache_dir", str(self.workdir / "compiled"))
@@ -121,10 +122,7 @@ class Runs:
       "recognised": judge.recognised(found) if run.asked else None,
       "config": effects.as_json(run.config),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    files.write_text(path, json.dumps(record, indent=1) + "\n")
     shown = ", ".join(f"{name} {record['card']['metrics'][name]:.2f}" for name in effects.METRICS)
     print(f"[{run.name}, seed {run.seed}] {shown}; {record['minutes']} minutes", flush=True)
     jax.clear_caches()  # or two dozen runs' programs stay in memory

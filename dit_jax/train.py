@@ -16,7 +16,7 @@ import numpy as np
 from clu import parameter_overview
 from jax.experimental import multihost_utils
 
-from dit_jax.core import clock, signals
+from dit_jax.core import clock, files, signals
 from dit_jax.core import config as configs
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
@@ -148,16 +148,14 @@ def claim(workdir: pathlib.Path, config) -> None:
 
 
 def _claim(path: pathlib.Path, config) -> None:
-  workdir, temporary = path.parent, path.with_suffix(".tmp")  # all that a run killed here leaves
+  workdir = path.parent
   if path.exists():
     configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
-  elif workdir.exists() and set(workdir.iterdir()) - {temporary}:
+  elif workdir.exists() and set(workdir.iterdir()) - set(workdir.glob(f"{path.name}.*.tmp")):
     raise UserError(
       f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
     )
-  workdir.mkdir(parents=True, exist_ok=True)
-  temporary.write_text(configs.to_json(config), encoding="utf-8")
-  temporary.replace(path)
+  files.write_text(path, configs.to_json(config))
 
 
 def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:

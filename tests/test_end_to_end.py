@@ -471,7 +471,7 @@ def test_prob_sparse_attention_anneals_and_resumes_in_the_middle(
 
 def test_a_run_killed_before_its_config_was_there_starts_anew(images, tmp_path):
   config = recipe(images)
-  (tmp_path / "config.tmp").write_text("{half")
+  (tmp_path / "config.json.0123abcd.tmp").write_text("{half")
   train.claim(tmp_path, config)
   assert configs.from_json((tmp_path / "config.json").read_text()) == config
   assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

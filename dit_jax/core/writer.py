@@ -2,12 +2,13 @@
 
 import json
 import math
-import os
 import pathlib
 import sys
 
 import jax
 import numpy as np
+
+from dit_jax.core import files
 
 
 class Writer:
@@ -119,6 +120,4 @@ def _drop_from(path: pathlib.Path, first_step: int) -> None:
   if not path.exists():
     return
   kept = [line for line in read(path) if line["step"] < first_step]
-  new = path.with_suffix(".jsonl.new")
-  new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-  os.replace(new, path)
+  files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -7,10 +7,9 @@ the user's own images and kept beside the fingerprint of those images (D2iT, dyn
 import json
 import pathlib
 
-import jax
 import numpy as np
 
-from dit_jax.core import entropy
+from dit_jax.core import entropy, files
 from dit_jax.core.errors import UserError
 
 FUNCTION = "grey KDE entropy, 256 bins, sigma 0.01, nats"
@@ -155,10 +154,8 @@ def _entropies(source, region: int, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _write(path: pathlib.Path, indices, values, record: dict) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_suffix(f".{jax.process_index()}.tmp.npz")  # every process writes the same
-  np.savez_compressed(temporary, indices=indices, entropies=values, record=json.dumps(record))
-  temporary.replace(path)
+  with files.in_one_move(path) as half, half.open("wb") as file:  # every process writes the same
+    np.savez_compressed(file, indices=indices, entropies=values, record=json.dumps(record))
 
 
 def _read(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray, dict]:

@@ -9,13 +9,13 @@ config and no checkpoint: who builds it says in the card where the weights come 
 import itertools
 import json
 import math
-import os
 import pathlib
 import re
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from dit_jax.core import files
 from dit_jax.evals import report
 from dit_jax.sampling import grids
 
@@ -71,9 +71,7 @@ def keep(workdir, name: str, stage: str, step: int, found: Evaluation) -> pathli
     old.unlink()
   for number, (title, picture) in enumerate(found.pictures.items(), 1):
     grids.save_png(folder / f"{number:02d}_{re.sub('[^a-z0-9]+', '_', title)}.png", picture)
-  temporary = folder / f"card.{os.getpid()}.tmp"
-  temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-  temporary.replace(folder / "card.json")
+  files.write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
   report.refresh(workdir)
   return folder
 

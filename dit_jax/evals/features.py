@@ -13,7 +13,6 @@ from dit_jax.models import inception, lpips
 from dit_jax.sampling import generate, parallel
 
 TRUNKS = (*lpips.TRUNKS, "inception")
-_KIND = ("trunk", "weights", "image_size", "eval_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,27 +42,8 @@ class Features:
 
   def take(self, rows: np.ndarray) -> "Features":
     """The features of some of the images."""
-    return self._with(lambda name: getattr(self, name)[rows])
-
-  @staticmethod
-  def concat(parts: "list[Features]") -> "Features":
-    """The features of several sets as those of one, in their order.
-
-    Raises:
-      UserError: the parts were not made alike.
-    """
-    first = parts[0]
-    for field in _KIND:
-      if len(values := {getattr(part, field): None for part in parts}) > 1:
-        raise UserError(
-          f"{field} differs between the features to join ({', '.join(map(str, values))}); make "
-          "them with one extractor, of images of one size."
-        )
-    return first._with(lambda name: np.concatenate([getattr(part, name) for part in parts]))
-
-  def _with(self, made: Callable[[str], np.ndarray]) -> "Features":
     names = [name for name in ("values", "spatial", "logits") if getattr(self, name) is not None]
-    return dataclasses.replace(self, **{name: made(name) for name in names})
+    return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in names})
 
 
 class Extractor:

@@ -2,14 +2,13 @@
 
 import contextlib
 import math
-import os
-import pathlib
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from dit_jax.core import files
 from dit_jax.core.errors import UserError
 
 _LENGTHS = 26  # bytes of a member's header before the lengths that end it
@@ -99,16 +98,10 @@ def write(path, arrays: dict[str, np.ndarray]) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other commands may write it, too
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as file:  # given a name, numpy would add .npz to it
+    with files.in_one_move(path) as half, half.open("wb") as file:  # of a name numpy makes .npz
       np.savez(file, **arrays)
-    temporary.replace(path)
   except OSError as error:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
     raise UserError(
       f"{path} cannot be written ({error.strerror}); make room there, or name a file elsewhere."
     ) from error

@@ -7,12 +7,12 @@ missing or torn is named on it.
 
 import datetime
 import json
-import os
 import pathlib
 import sys
 
 import dit_jax
 from dit_jax.core import config as configs
+from dit_jax.core.files import write_text
 from dit_jax.evals import curves, report_parts, words
 from dit_jax.evals.run_files import Files
 from dit_jax.evals.words import at, listed, shown
@@ -37,11 +37,8 @@ def of_workdir(workdir) -> pathlib.Path:
     version=dit_jax.__version__,
     notes=files.notes,
   )
-  path = workdir / PAGE
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # other commands may write it, too
-  temporary.write_text(page, encoding="utf-8", errors="replace")  # a file's name may be no text
-  temporary.replace(path)
-  return path
+  write_text(workdir / PAGE, page, errors="replace")  # a file's name may be no text
+  return workdir / PAGE
 
 
 def refresh(workdir) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 from einops import rearrange
 
+from dit_jax.core import files
 from dit_jax.core.typing import UInt8
 
 MARGIN = 2
@@ -38,15 +39,10 @@ def overlay(
 
 def save_png(path, image: np.ndarray) -> None:
   """Writes a picture in one move, so that a killed run leaves no half of one."""
-  import pathlib
-
   from PIL import Image
 
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(path.name + ".tmp")
-  Image.fromarray(image).save(temporary, format="PNG")
-  temporary.replace(path)
+  with files.in_one_move(path) as temporary:
+    Image.fromarray(image).save(temporary, format="PNG")
 
 
 def _title(text: str, width: int) -> np.ndarray:

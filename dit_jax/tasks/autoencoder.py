@@ -17,7 +17,7 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 
 from dit_jax.core import config as configs
-from dit_jax.core import rng
+from dit_jax.core import files, rng
 from dit_jax.core import tree as trees
 from dit_jax.core.errors import UserError
 from dit_jax.data import grain_maps
@@ -140,9 +140,8 @@ def adopt(config, workdir) -> None:
   workdir = pathlib.Path(workdir)
   if pretrained(config):
     if jax.process_index() == 0 and not (workdir / COPY).exists():
-      half = (workdir / COPY).with_suffix(".tmp")
-      shutil.copyfile(_file(config), half)
-      half.rename(workdir / COPY)
+      with files.in_one_move(workdir / COPY) as half:
+        shutil.copyfile(_file(config), half)
   elif folder := donor(config):
     _adopt_dvae(config, folder, workdir / "dvae")
   if jax.process_count() > 1:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dit_jax.core import buckets, clock
+from dit_jax.core import buckets, clock, files
 from dit_jax.core import tree as trees
 from dit_jax.data import grain_maps, latent_shards, latents, pipeline, sources
 from dit_jax.diffusion.process import spread
@@ -176,9 +176,7 @@ def statistics(cache) -> dict:
   path = pathlib.Path(cache.directory) / "statistics.json"
   if not path.exists():
     mean, std = latents.latent_stats(cache, tuple(cache.meta["factors"]))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
-    temporary.replace(path)
+    files.write_text(path, json.dumps({"mean": mean.tolist(), "std": std.tolist()}))
   return json.loads(path.read_text())
 
 

@@ -97,26 +97,14 @@ def test_the_number_of_devices_changes_no_feature(alexnet, monkeypatch):
   assert tuple(every[3:6]) in alexnet._programs
 
 
-def test_concat_joins_parts_in_their_order(alexnet):
-  x = images(7, 32)
-  parts = [alexnet(x[:3]), alexnet(x[3:])]
-  np.testing.assert_array_equal(features.Features.concat(parts).values, alexnet(x).values)
-  with pytest.raises(UserError, match="image_size differs between the features to join"):
-    features.Features.concat([*parts, alexnet(images(2, 40))])
-
-
 def test_spatial_features_and_logits_follow_the_rows():
   r = np.random.default_rng(0)
   kind = dict(trunk="inception", weights="0", image_size=64, eval_size=299)
-  made = lambda n: features.Features(
-    r.normal(size=(n, 4)), spatial=r.normal(size=(n, 3)), logits=r.normal(size=(n, 2)), **kind
-  )
-  a, b = made(3), made(2)
-  both = features.Features.concat([a, b])
-  for name in ("values", "spatial", "logits"):
-    want = np.concatenate([getattr(a, name), getattr(b, name)])
-    np.testing.assert_array_equal(getattr(both, name), want)
-    np.testing.assert_array_equal(getattr(both.take(np.array([4, 0])), name), want[[4, 0]])
+  widths = {"values": 4, "spatial": 3, "logits": 2}
+  parts = {name: r.normal(size=(5, d)) for name, d in widths.items()}
+  some = features.Features(**parts, **kind).take(np.array([4, 0]))
+  for name, want in parts.items():
+    np.testing.assert_array_equal(getattr(some, name), want[[4, 0]])
 
 
 def test_what_cannot_be_extracted_is_told(tmp_path):
