@@ -19,7 +19,7 @@ from dit_jax.core import cli, clock
 from dit_jax.core import config as configs
 from dit_jax.core.errors import UserError
 from dit_jax.data import sources
-from dit_jax.evals import balance, generation, npz, real
+from dit_jax.evals import balance, generation, npz, real, report
 from dit_jax.evals.reconstruction import Reconstruction
 from dit_jax.sampling import flags as sampling_flags
 from dit_jax.tasks import autoencoder, evaluation, restored, superres
@@ -87,6 +87,7 @@ def main():
     folder = of_samples(workdir, config)
   else:
     folder = of_drawn(workdir)
+  report.refresh(workdir)
   text = (folder / "card.json").read_text(encoding="utf-8")
   print(text.rstrip() if _JSON.value else as_text(json.loads(text)))
   print(f"card and pictures: {folder}", file=sys.stderr, flush=True)

@@ -218,10 +218,13 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
           _report(*pending, task.name, writer, progress)
           pending = None
         save(train_state)
-      if clock.due(now, block.every.preview, block.total_steps):
+      pictured = clock.due(now, block.every.preview, block.total_steps)
+      if pictured:
         _preview(task, train_state, now, folder, writer)
       for evaluator in asked if not stopping else ():  # they take long: what they see is saved
         _evaluate(evaluator, train_state, now, writer)
+      if (pictured or asked) and now < block.total_steps:  # the last one waits for its own line
+        _page(folder.parent)
       if stopping:
         break
     if pending is not None:
@@ -309,7 +312,6 @@ def _preview(task: Task, train_state, now: int, folder: pathlib.Path, writer: Wr
   if jax.process_index() == 0:
     grids.save_png(folder / "previews" / f"step_{now:08d}.png", picture)
     writer.write_images(now, {"preview": picture})
-  _page(folder.parent)
 
 
 def _page(workdir: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 Started by flags on this machine, a CPU device each; the pieces travel over the loopback.
 """
 
+import json
 import pathlib
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import test_end_to_end as e2e
 import test_resume
 
-from dit_jax import main
+from dit_jax import evaluate, main
 from dit_jax.core import cli, writer
 from dit_jax.core import config as configs
 
@@ -62,11 +63,16 @@ def setting(tmp_path_factory):
   images = e2e.make_images(folder / "images")
   config = e2e.shrink(configs.load(e2e.CONFIGS / "demo.py", "tiny"), images, STEPS)
   config.dct.model.refine_depth = 1
-  (folder / "recipe.json").write_text(configs.to_json(config))
-  (folder / "recipe.py").write_text(test_resume.RECIPE)
-  environment = test_resume.environment(folder)
-  Pair(folder / "recipe.py", folder / "straight", environment).finish()
-  return folder / "recipe.py", environment, folder / "straight"
+  recipe, environment = written(folder / "recipe.py", config), test_resume.environment(folder)
+  Pair(recipe, folder / "straight", environment).finish()
+  return recipe, environment, folder / "straight"
+
+
+def written(path: pathlib.Path, config) -> pathlib.Path:
+  """A recipe of its own, beside the config that it gives."""
+  path.with_suffix(".json").write_text(configs.to_json(config))
+  path.write_text(test_resume.RECIPE.replace("recipe.json", path.with_suffix(".json").name))
+  return path
 
 
 @pytest.mark.parametrize(
@@ -87,16 +93,41 @@ def test_two_processes_fine_tune_what_two_have_trained(setting, tmp_path):
   recipe, environment, straight = setting
   config = configs.from_json((recipe.parent / "recipe.json").read_text())
   config.init_from, config.peft, config.frozen_dtype = str(straight), "finediffusion", "bfloat16"
-  tuned = recipe.parent / "tuned.py"
-  tuned.write_text(recipe.read_text().replace("recipe.json", "tuned.json"))
-  (recipe.parent / "tuned.json").write_text(configs.to_json(config))
-  pair = Pair(tuned, tmp_path / "run", environment)
+  pair = Pair(written(recipe.parent / "tuned.py", config), tmp_path / "run", environment)
   pair.finish()
   assert sum(log.read_text().count("[dvae] taken over from") for log in pair.logs) == 1
   for stage in ("dgt", "dct"):
     assert e2e.last(tmp_path / "run", stage)[0] == STEPS
   dvae = lambda workdir: e2e.last(workdir, "dvae")
   e2e.assert_bit_equal(dvae(tmp_path / "run"), dvae(straight))
+
+
+@pytest.mark.all
+def test_two_processes_evaluate_as_one_command_does(setting, tmp_path):
+  """With HRIG, whose strength both measure: the same numbers, cards and pictures."""
+  recipe, environment, _ = setting
+  config = configs.from_json((recipe.parent / "recipe.json").read_text())
+  config.data.holdout, config.dct.hrig.enabled = 2, True
+  config.evals.reconstruction.update(every=STEPS, num=4)
+  config.evals.fidelity.update(every=STEPS, num=5)
+  workdir = tmp_path / "run"
+  pair = Pair(written(recipe.parent / "evaluated.py", config), workdir, environment)
+  pair.finish()
+  assert "warning" not in pair.told()
+  trained = {path: path.read_bytes() for path in (workdir / "evaluations").rglob("*.*")}
+  folders = {path.parent.name for path in trained}
+  assert len(folders) == 2
+  for name in folders:
+    stage, _, step, _ = name.split("_")
+    words = [f"--stage={stage}", f"--step={int(step)}", f"--num={4 if stage == 'dvae' else 5}"]
+    cli.run(evaluate.main, evaluate.FLAGS, ["evaluate", f"--workdir={workdir}", *words])
+  assert {path: path.read_bytes() for path in (workdir / "evaluations").rglob("*.*")} == trained
+  card = json.loads((workdir / f"evaluations/dct_step_{STEPS:08d}_fidelity/card.json").read_text())
+  assert (card["n"], card["reference_n"]) == (5, 2 * len(e2e.CLASSES))
+  lines = writer.read(workdir / "dct" / "metrics.jsonl")
+  assert [line["eval/VGG-FD"] for line in lines if "eval/VGG-FD" in line] == [
+    card["metrics"]["VGG-FD"]
+  ]
 
 
 @pytest.mark.all

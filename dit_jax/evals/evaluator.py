@@ -16,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from dit_jax.core import files
-from dit_jax.evals import report
 from dit_jax.sampling import grids
 
 FOLDER = "evaluations"
@@ -72,7 +71,6 @@ def keep(workdir, name: str, stage: str, step: int, found: Evaluation) -> pathli
   for number, (title, picture) in enumerate(found.pictures.items(), 1):
     grids.save_png(folder / f"{number:02d}_{re.sub('[^a-z0-9]+', '_', title)}.png", picture)
   files.write_text(folder / "card.json", json.dumps(card, indent=2) + "\n")
-  report.refresh(workdir)
   return folder
 
 
