@@ -148,13 +148,13 @@ def claim(workdir: pathlib.Path, config) -> None:
 
 
 def _claim(path: pathlib.Path, config) -> None:
-  workdir = path.parent
+  workdir, left = path.parent, set(path.parent.glob(f"{path.name}.*.tmp"))  # by a run killed here
   if path.exists():
     configs.refuse_drift(configs.from_json(path.read_text(encoding="utf-8")), config)
-  elif workdir.exists() and set(workdir.iterdir()) - set(workdir.glob(f"{path.name}.*.tmp")):
-    raise UserError(
-      f"--workdir={workdir} holds files but no config.json; give an empty or new folder."
-    )
+  elif workdir.exists() and set(workdir.iterdir()) - left:
+    raise UserError(f"--workdir={workdir} holds files but no config.json; give an empty folder.")
+  for half in left:
+    half.unlink()
   files.write_text(path, configs.to_json(config))
 
 

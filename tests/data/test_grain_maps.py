@@ -153,7 +153,7 @@ def test_a_kill_while_measuring_leaves_no_file(path):
 
 def test_a_kill_while_writing_leaves_nothing_that_passes_for_the_file(path, monkeypatch):
   def torn(file, **arrays):
-    file.write_bytes(b"half of a zip")
+    file.write(b"half of a zip")
     raise KeyboardInterrupt
 
   want = measure(Images(), REGION, RATIOS[2], path.with_name("other.npz"))
