@@ -196,3 +196,22 @@ def test_a_comparison_of_maps_is_trained_drawn_printed_and_not_repeated(
   assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == names
   assert first.endswith(again[again.index("n = 8") :])
   assert "[dct]" not in again
+
+
+def test_the_records_of_the_repository_are_of_its_recipes_and_read_as_the_page_says(
+  bench, tmp_path, capsys
+):
+  study = bench("d2it_study").Study("", tmp_path, False, "")
+  records = study.done((0, 1, 2), ROOT / "benchmarks" / "results" / "d2it")
+  assert len(records) == 1 + 3 * 15
+  study.print_table(records)
+  lines = capsys.readouterr().out.splitlines()
+  page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+  found = 0
+  for pair in (pair for pairs in bench("d2it_study").COMPARISONS.values() for pair in pairs):
+    (line,) = (line for line in lines if f" {' < '.join(pair)}: " in line)
+    name, fd, kid, reading = line.split(maxsplit=1)[1].replace(";", ":").split(": ")
+    cells = name, fd.removeprefix("VGG-FD "), kid.removeprefix("VGG-KID "), f"**{reading}**"
+    assert f"| {' | '.join(cells)} |" in page, line
+    found += 1
+  assert found == 13
