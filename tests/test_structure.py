@@ -219,3 +219,9 @@ def test_only_one_function_may_be_a_loop():
 )
 def test_patterns(pattern, line, expected):
   assert lines_matching(pattern, line) == expected
+
+
+def test_no_two_test_files_share_a_name():
+  """One by one they would be collected; all together, the second of them would not."""
+  names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+  assert len(set(names)) == len(names)
