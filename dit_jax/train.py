@@ -76,7 +76,6 @@ def train_and_evaluate(config, workdir, stage: str = "") -> None:
     task = importlib.import_module(f"dit_jax.tasks.{name}").build(config, workdir, mesh)
     train_stage(timed.attached(task, config, workdir), config, folder, mesh)
     del task  # with the files of its cache, before the next opens others
-    _page(workdir)
     _say(f"[{name}] done in {clock.duration(time.monotonic() - begin)}")
   _say(f"everything is in {workdir}: checkpoints, metrics, previews of each stage; {report.PAGE}")
 
@@ -221,14 +220,15 @@ def train_stage(task: Task, config, folder: pathlib.Path, mesh) -> None:
       pictured = clock.due(now, block.every.preview, block.total_steps)
       if pictured:
         _preview(task, train_state, now, folder, writer)
-      for evaluator in asked if not stopping else ():  # they take long: what they see is saved
-        _evaluate(evaluator, train_state, now, writer)
-      if (pictured or asked) and now < block.total_steps:  # the last one waits for its own line
-        _page(folder.parent)
-      if stopping:
+      if stopping:  # evaluations take long: what they would see is saved
         break
+      for evaluator in asked:
+        _evaluate(evaluator, train_state, now, writer)
+      if (pictured or asked) and now < block.total_steps:
+        _page(folder.parent)
     if pending is not None:
       _report(*pending, task.name, writer, progress)
+  _page(folder.parent)  # of a stopped run, too
   if stopping or _all_stop(stop.requested, now, block):  # or it came after the last look
     _say(f"[{task.name}] stopped by a signal and saved at step {now}")
     raise SystemExit(128 + (stop.signum or signal.SIGTERM))

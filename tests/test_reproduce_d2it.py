@@ -207,11 +207,10 @@ def test_the_records_of_the_repository_are_of_its_recipes_and_read_as_the_page_s
   study.print_table(records)
   lines = capsys.readouterr().out.splitlines()
   page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
-  found = 0
-  for pair in (pair for pairs in bench("d2it_study").COMPARISONS.values() for pair in pairs):
+  pairs = [pair for pairs in bench("d2it_study").COMPARISONS.values() for pair in pairs]
+  assert len(pairs) == 13
+  for pair in pairs:
     (line,) = (line for line in lines if f" {' < '.join(pair)}: " in line)
     name, fd, kid, reading = line.split(maxsplit=1)[1].replace(";", ":").split(": ")
     cells = name, fd.removeprefix("VGG-FD "), kid.removeprefix("VGG-KID "), f"**{reading}**"
     assert f"| {' | '.join(cells)} |" in page, line
-    found += 1
-  assert found == 13
